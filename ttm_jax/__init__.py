@@ -1,0 +1,77 @@
+"""Token Turing Machines (arXiv 2211.09119) in JAX/Flax."""
+
+from ttm_jax.layers import FeedForward, MultiHeadAttention, Positions
+from ttm_jax.machine import (
+    SimpleTokenTuringMachine,
+    SimpleTokenTuringMachineStep,
+    TokenTuringMachine,
+    TokenTuringMachineStep,
+)
+from ttm_jax.memory import (
+    Read,
+    add_positional_info,
+    add_write_positional_info,
+    concat_for_write,
+    concat_memory_input,
+    concat_write,
+    erase_add_write,
+    erase_and_add,
+    make_write,
+    read_operation,
+    write_operation,
+)
+from ttm_jax.processing import (
+    MixerStack,
+    MLPStack,
+    TransformerBlock,
+    TransformerStack,
+    make_processor,
+    process,
+)
+from ttm_jax.summarize import (
+    MLPSummarizer,
+    PoolingSummarizer,
+    QuerySummarizer,
+    compute_importance_weights,
+    normalize_weights,
+    pooling_summarize,
+    query_summarize,
+    token_summarize,
+    weighted_sum,
+)
+
+__all__ = [
+    "FeedForward",
+    "MLPStack",
+    "MLPSummarizer",
+    "MixerStack",
+    "MultiHeadAttention",
+    "PoolingSummarizer",
+    "Positions",
+    "QuerySummarizer",
+    "Read",
+    "SimpleTokenTuringMachine",
+    "SimpleTokenTuringMachineStep",
+    "TokenTuringMachine",
+    "TokenTuringMachineStep",
+    "TransformerBlock",
+    "TransformerStack",
+    "add_positional_info",
+    "add_write_positional_info",
+    "compute_importance_weights",
+    "concat_for_write",
+    "concat_memory_input",
+    "concat_write",
+    "erase_add_write",
+    "erase_and_add",
+    "make_processor",
+    "make_write",
+    "normalize_weights",
+    "pooling_summarize",
+    "process",
+    "query_summarize",
+    "read_operation",
+    "token_summarize",
+    "weighted_sum",
+    "write_operation",
+]
