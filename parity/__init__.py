@@ -1,0 +1,1 @@
+"""Checks that implementations agree: with the original Scenic code and between the twins."""
