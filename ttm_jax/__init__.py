@@ -1,6 +1,17 @@
 """Token Turing Machines (arXiv 2211.09119) in JAX/Flax."""
 
+from ttm_jax.config import Config, ConfigError, ModelConfig, load_config
 from ttm_jax.layers import FeedForward, MultiHeadAttention, Positions
+from ttm_jax.losses import (
+    compute_ce_loss,
+    compute_eos_bce,
+    compute_masked_ce_loss,
+    compute_normalized_ce_loss,
+    compute_total_loss,
+    create_eos_target,
+    create_target_mask,
+    find_eos_positions,
+)
 from ttm_jax.machine import (
     SimpleTokenTuringMachine,
     SimpleTokenTuringMachineStep,
@@ -20,6 +31,19 @@ from ttm_jax.memory import (
     read_operation,
     write_operation,
 )
+from ttm_jax.metrics import exact_match, position_accuracy, sequence_accuracy, wilson_interval
+from ttm_jax.multiplication import MultiplicationDataset, augment_batch, held_out_pairs, is_held_out
+from ttm_jax.multiplier import (
+    TTMModel,
+    apply_digit_mask,
+    apply_eos_boost,
+    apply_eos_masking,
+    create_eos_mask,
+    create_position_indices,
+    detect_eos,
+    extract_eos_probs,
+)
+from ttm_jax.optimizer import clip_by_global_norm, learning_rate_schedule, make_optimizer
 from ttm_jax.processing import (
     MixerStack,
     MLPStack,
@@ -28,6 +52,7 @@ from ttm_jax.processing import (
     make_processor,
     process,
 )
+from ttm_jax.state import TrainState, create_state, eval_step, train_step
 from ttm_jax.summarize import (
     MLPSummarizer,
     PoolingSummarizer,
@@ -39,39 +64,90 @@ from ttm_jax.summarize import (
     token_summarize,
     weighted_sum,
 )
+from ttm_jax.vocab import (
+    DIGIT_TOKENS,
+    EOS_TOKEN,
+    PAD_TOKEN,
+    TIMES_TOKEN,
+    VOCAB_SIZE,
+    number_to_tokens,
+    tokens_to_string,
+)
 
 __all__ = [
+    "Config",
+    "ConfigError",
+    "DIGIT_TOKENS",
+    "EOS_TOKEN",
     "FeedForward",
     "MLPStack",
     "MLPSummarizer",
     "MixerStack",
+    "ModelConfig",
     "MultiHeadAttention",
+    "MultiplicationDataset",
+    "PAD_TOKEN",
     "PoolingSummarizer",
     "Positions",
     "QuerySummarizer",
     "Read",
     "SimpleTokenTuringMachine",
     "SimpleTokenTuringMachineStep",
+    "TIMES_TOKEN",
+    "TTMModel",
     "TokenTuringMachine",
     "TokenTuringMachineStep",
+    "TrainState",
     "TransformerBlock",
     "TransformerStack",
+    "VOCAB_SIZE",
     "add_positional_info",
     "add_write_positional_info",
+    "apply_digit_mask",
+    "apply_eos_boost",
+    "apply_eos_masking",
+    "augment_batch",
+    "clip_by_global_norm",
+    "compute_ce_loss",
+    "compute_eos_bce",
     "compute_importance_weights",
+    "compute_masked_ce_loss",
+    "compute_normalized_ce_loss",
+    "compute_total_loss",
     "concat_for_write",
     "concat_memory_input",
     "concat_write",
+    "create_eos_mask",
+    "create_eos_target",
+    "create_position_indices",
+    "create_state",
+    "create_target_mask",
+    "detect_eos",
     "erase_add_write",
     "erase_and_add",
+    "eval_step",
+    "exact_match",
+    "extract_eos_probs",
+    "find_eos_positions",
+    "held_out_pairs",
+    "is_held_out",
+    "learning_rate_schedule",
+    "load_config",
+    "make_optimizer",
     "make_processor",
     "make_write",
     "normalize_weights",
+    "number_to_tokens",
     "pooling_summarize",
+    "position_accuracy",
     "process",
     "query_summarize",
     "read_operation",
+    "sequence_accuracy",
     "token_summarize",
+    "tokens_to_string",
+    "train_step",
     "weighted_sum",
+    "wilson_interval",
     "write_operation",
 ]

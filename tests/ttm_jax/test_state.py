@@ -1,0 +1,115 @@
+"""The two pure steps on a training state."""
+
+import jax
+import numpy as np
+import pytest
+
+from ttm_jax.losses import compute_carry_loss, compute_total_loss
+from ttm_jax.metrics import position_accuracy, sequence_accuracy
+from ttm_jax.multiplication import MultiplicationDataset
+from ttm_jax.state import create_state, eval_step, train_step
+from ttm_jax.vocab import EOS_TOKEN
+
+
+@pytest.fixture(scope="module")
+def batch():
+    batch = MultiplicationDataset(8).batch(0, 0)
+    return {"inputs": batch.inputs, "targets": batch.targets[:, :3], "carries": batch.carries[:, :3]}
+
+
+def bits(tree):
+    """All leaves as bytes; keys as their data."""
+    keys_as_data = jax.tree.map(
+        lambda x: jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x, tree
+    )
+    return [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(keys_as_data)]
+
+
+def test_a_fresh_state_follows_from_the_seed(tiny_config):
+    state, again = create_state(tiny_config), create_state(tiny_config)
+    assert bits(state) == bits(again)
+    assert state.step == 0
+
+
+def test_a_step_changes_every_parameter(tiny_config, batch):
+    before = jax.tree.map(np.array, create_state(tiny_config).params)
+    state, metrics = train_step(create_state(tiny_config), batch)
+    unchanged = jax.tree_util.tree_map_with_path(
+        lambda path, a, b: jax.tree_util.keystr(path) if np.array_equal(a, b) else None, before, state.params
+    )
+    assert jax.tree.leaves(unchanged) == []
+    assert state.step == 1
+    assert set(metrics) == {"loss", "grad_norm", "learning_rate", "exact_match"}
+    assert metrics["exact_match"].shape == (8,)
+    assert metrics["exact_match"].dtype == bool
+    assert metrics["loss"].shape == metrics["grad_norm"].shape == metrics["learning_rate"].shape == ()
+
+
+def test_the_loss_of_a_fixed_batch_falls(tiny_config, batch):
+    state, losses = create_state(tiny_config), []
+    for _ in range(30):
+        state, metrics = train_step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert state.step == 30
+    assert 3.5 < losses[0] < 5.5  # log(13) = 2.56 and half of log(45) = 3.81
+    assert np.mean(losses[-5:]) < 0.6 * losses[0]
+
+
+def test_a_step_is_a_pure_function(tiny_config, batch):
+    first, second = (train_step(create_state(tiny_config), batch) for _ in range(2))
+    assert bits(first) == bits(second)
+
+
+def test_dropout_follows_the_step_and_the_key(tiny_config, batch):
+    def loss(step, seed):
+        state = create_state(tiny_config)
+        state = state.replace(step=state.step + step, key=jax.random.key(seed))
+        return float(train_step(state, batch)[1]["loss"])
+
+    losses = [loss(0, 0), loss(1, 0), loss(2, 0), loss(0, 1)]
+    assert len(set(losses)) == 4
+    assert loss(1, 0) == losses[1]
+
+
+def test_metrics_are_of_the_step(tiny_config, batch):
+    """Learning rates of steps 0, 1, ... with five steps of warm-up to 0.02."""
+    state, rates = create_state(tiny_config), []
+    for _ in range(6):
+        state, metrics = train_step(state, batch)
+        rates.append(float(metrics["learning_rate"]))
+    assert np.argmax(rates) == 5
+    assert rates[5] == pytest.approx(0.02)
+    assert rates[0] == pytest.approx(0.02 / 6)
+
+
+def test_an_evaluation(tiny_config, batch):
+    state = create_state(tiny_config)
+    result = eval_step(state.model, state.params, batch)
+    assert set(result) == {"predictions", "probabilities", "loss", "position_accuracy", "sequence_accuracy"}
+    predictions = np.asarray(result["predictions"])
+    assert predictions.shape == result["probabilities"].shape == (8, 3)
+    assert ((result["probabilities"] > 1 / 13) & (result["probabilities"] <= 1)).all()
+    assert result["position_accuracy"] == pytest.approx(position_accuracy(predictions, batch["targets"]))
+    assert result["sequence_accuracy"] == pytest.approx(sequence_accuracy(predictions, batch["targets"]))
+    assert bits(result) == bits(eval_step(state.model, state.params, batch))  # no dropout
+
+
+def test_the_loss_is_of_answer_and_carries(tiny_config, batch):
+    state = create_state(tiny_config)
+    apply = jax.jit(lambda p: state.model.apply({"params": p}, batch["inputs"], num_steps=3, method="heads"))
+    logits, carry_logits = apply(state.params)
+    targets = jax.numpy.asarray(batch["targets"])
+    answer = compute_total_loss(logits, targets)
+    carries = compute_carry_loss(carry_logits, jax.numpy.asarray(batch["carries"]), targets)
+    assert eval_step(state.model, state.params, batch)["loss"] == pytest.approx(float(answer + 0.5 * carries), rel=1e-5)
+
+
+def test_an_evaluation_masks_what_follows_eos(tiny_config, batch):
+    """A network that prefers EOS a little everywhere: masked, it prefers nothing else after the first."""
+    state = create_state(tiny_config)
+    params = jax.tree.map(np.array, state.params)
+    params["head"]["eos_head"]["bias"] += 12.0
+    result = eval_step(state.model, params, batch)
+    assert (np.asarray(result["predictions"]) == EOS_TOKEN).all()
+    assert (np.asarray(result["probabilities"])[:, 1:] == 1.0).all()
+    assert (np.asarray(result["probabilities"])[:, 0] < 1.0).all()

@@ -1,0 +1,44 @@
+"""Accuracy of predicted tokens against targets (JAX or NumPy arrays), and the interval of a proportion."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int
+
+from ttm_jax.losses import create_target_mask
+
+Array = jax.Array | np.ndarray
+
+
+def correct_positions(predictions_BxS: Int[Array, "B S"], targets_BxS: Int[Array, "B S"]) -> Any:
+    """Where (bool [B, S]) the predicted token is the target; also True after the target EOS: nothing is asked there."""
+    return (predictions_BxS == targets_BxS) | (create_target_mask(targets_BxS) == 0)
+
+
+def exact_match(predictions_BxS: Int[Array, "B S"], targets_BxS: Int[Array, "B S"]) -> Any:
+    """True (bool [B]) for each sequence whose every digit and EOS is right."""
+    return correct_positions(predictions_BxS, targets_BxS).all(axis=1)
+
+
+def position_accuracy(predictions_BxS: Int[Array, "B S"], targets_BxS: Int[Array, "B S"]) -> Any:
+    """Correct positions over valid positions: digits and the first EOS."""
+    mask_BxS = create_target_mask(targets_BxS)
+    return ((predictions_BxS == targets_BxS) * mask_BxS).sum() / mask_BxS.sum()
+
+
+def sequence_accuracy(predictions_BxS: Int[Array, "B S"], targets_BxS: Int[Array, "B S"]) -> Any:
+    """Completely correct sequences over all sequences."""
+    return exact_match(predictions_BxS, targets_BxS).mean()
+
+
+def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a proportion, 95 % by default; (0, 1) where there is no trial."""
+    if total == 0:
+        return 0.0, 1.0
+    p = correct / total
+    centre = p + z * z / (2 * total)
+    spread = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
+    scale = 1 + z * z / total
+    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)

@@ -1,0 +1,168 @@
+"""The multiplier: embedded problem -> Token Turing Machine -> head, one machine step a product digit.
+
+At step t the machine sees the whole problem plus an embedding of place t (units first), and its first output
+token gives the logits of that digit. The running sum and the carry have to live in memory.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from ttm_jax.config import ModelConfig
+from ttm_jax.layers import at_least_float32
+from ttm_jax.machine import TokenTuringMachine
+from ttm_jax.multiplication import MAX_CARRY, MAX_DIGITS
+from ttm_jax.vocab import EOS_TOKEN, PAD_TOKEN, TIMES_TOKEN, VOCAB_SIZE
+
+NUM_DIGIT_LOGITS = 11  # tokens 0-10: the sign shares the digits' head, so that index is token
+PAD_LOGIT = -10_000.0
+EOS_BIAS = 1000.0
+EOS_THRESHOLD = 0.5
+_SIGN_INDEX, _OTHER_INDEX = MAX_DIGITS, 2 * MAX_DIGITS + 1
+
+
+def create_position_indices(inputs_BxS: Int[Array, "B S"]) -> Int[Array, "B S"]:
+    """Row of the position table for each token: its place value.
+
+    0-4 are units, tens, ... of the first operand, 5 the sign, 6-10 units, tens, ... of the second operand,
+    11 EOS and padding.
+    """
+    position = jnp.arange(inputs_BxS.shape[1])[None]
+    sign = jnp.argmax(inputs_BxS == TIMES_TOKEN, axis=1)[:, None]
+    end = jnp.argmax(inputs_BxS == EOS_TOKEN, axis=1)[:, None]
+    index = jnp.where(position < sign, sign - 1 - position, _SIGN_INDEX)
+    index = jnp.where(position > sign, _SIGN_INDEX + end - position, index)
+    return jnp.where(position >= end, _OTHER_INDEX, jnp.clip(index, 0, _OTHER_INDEX))
+
+
+def extract_eos_probs(logits_BxSxV: Float[Array, "B S V"]) -> Float[Array, "B S"]:
+    """Probability of EOS at each position: softmax over the vocabulary."""
+    return jax.nn.softmax(logits_BxSxV, axis=-1)[..., EOS_TOKEN]
+
+
+def detect_eos(logits_BxSxV: Float[Array, "B S V"]) -> Bool[Array, "B S"]:
+    """Where EOS has a probability above 0.5."""
+    return extract_eos_probs(logits_BxSxV) > EOS_THRESHOLD
+
+
+def create_eos_mask(has_eos_BxS: Bool[Array, "B S"]) -> Float[Array, "B S"]:
+    """1 at each position after the first EOS, 0 up to and including it."""
+    seen_BxS = jnp.cumsum(has_eos_BxS, axis=1) - has_eos_BxS
+    return (seen_BxS > 0).astype(jnp.float32)
+
+
+def apply_digit_mask(logits_BxSxV: Float[Array, "B S V"], mask_BxS: Float[Array, "B S"]) -> Float[Array, "B S V"]:
+    """Adds -1000 to the digit logits where the mask is 1."""
+    bias_BxS = (-EOS_BIAS * mask_BxS).astype(logits_BxSxV.dtype)
+    return logits_BxSxV.at[..., :NUM_DIGIT_LOGITS].add(bias_BxS[..., None])
+
+
+def apply_eos_boost(logits_BxSxV: Float[Array, "B S V"], mask_BxS: Float[Array, "B S"]) -> Float[Array, "B S V"]:
+    """Adds 1000 to the EOS logit where the mask is 1."""
+    return logits_BxSxV.at[..., EOS_TOKEN].add((EOS_BIAS * mask_BxS).astype(logits_BxSxV.dtype))
+
+
+def apply_eos_masking(logits_BxSxV: Float[Array, "B S V"], has_eos_BxS: Bool[Array, "B S"]) -> Float[Array, "B S V"]:
+    """Makes every position after the first EOS an EOS."""
+    mask_BxS = create_eos_mask(has_eos_BxS)
+    return apply_eos_boost(apply_digit_mask(logits_BxSxV, mask_BxS), mask_BxS)
+
+
+class OutputHead(nn.Module):
+    """Tokens [..., D] to logits [..., 13]: two GELU layers, then digits and EOS; padding is never the answer."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        dtypes = dict(dtype=jnp.dtype(self.config.dtype), param_dtype=jnp.dtype(self.config.param_dtype))
+        x = nn.gelu(nn.Dense(self.config.width, **dtypes, name="pre_output1")(x))
+        x = nn.gelu(nn.Dense(self.config.width // 2, **dtypes, name="pre_output2")(x))
+        digits = nn.Dense(NUM_DIGIT_LOGITS, **dtypes, name="digit_head")(x)
+        eos = nn.Dense(1, **dtypes, name="eos_head")(x)
+        pad = jnp.full_like(eos, PAD_LOGIT)
+        return at_least_float32(jnp.concatenate([digits, eos, pad], axis=-1))
+
+
+class TTMModel(nn.Module):
+    """Multiplies: input tokens [B, S] (int) to logits [B, S, 13] of the product, least significant digit first.
+
+    model = TTMModel(config.model)
+    variables = model.init(key, inputs_BxS)
+    logits_BxSx13 = model.apply(variables, inputs_BxS)
+    """
+
+    config: ModelConfig = ModelConfig()
+
+    def __call__(self, inputs_BxS: jax.Array, train: bool = False, num_steps: int | None = None) -> jax.Array:
+        """Logits [B, T, 13] of the first T = `num_steps` output positions (all S where None).
+
+        In training dropout is on and logits are as the head gives them; otherwise all positions after the
+        first predicted EOS are EOS.
+
+        Raises:
+            ValueError: if the inputs are not [B, S] with the config's S, or `num_steps` is not in 1..S.
+        """
+        logits_BxTxV = self.raw_logits(inputs_BxS, train, num_steps)
+        return logits_BxTxV if train else apply_eos_masking(logits_BxTxV, detect_eos(logits_BxTxV))
+
+    def raw_logits(self, inputs_BxS: jax.Array, train: bool = False, num_steps: int | None = None) -> jax.Array:
+        """As a call, with nothing masked."""
+        return self.heads(inputs_BxS, train, num_steps)[0]
+
+    @nn.compact
+    def heads(
+        self, inputs_BxS: jax.Array, train: bool = False, num_steps: int | None = None
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """The unmasked logits [B, T, 13], and those of the carry out of each place [B, T, 45].
+
+        The carry logits are None where the config has no `carry_head`. Nothing else is computed from them: the head
+        makes the carry readable in the output token, where training can ask for it.
+        """
+        c = self.config
+        num_steps = c.seq_len if num_steps is None else num_steps
+        if inputs_BxS.ndim != 2 or inputs_BxS.shape[1] != c.seq_len:
+            raise ValueError(f"inputs must be [B, {c.seq_len}], got shape {inputs_BxS.shape}")
+        if not 1 <= num_steps <= c.seq_len:
+            raise ValueError(f"num_steps must be in 1..{c.seq_len}, got {num_steps}")
+
+        dtype, param_dtype = jnp.dtype(c.dtype), jnp.dtype(c.param_dtype)
+
+        def table(rows: int, stddev: float, name: str) -> nn.Embed:
+            init = nn.initializers.normal(stddev)
+            return nn.Embed(rows, c.width, dtype, param_dtype, embedding_init=init, name=name)
+
+        problem_BxSxD = table(VOCAB_SIZE, 1.0, "token_embed")(inputs_BxS) + table(c.seq_len, 0.5, "pos_embed")(
+            create_position_indices(inputs_BxS)
+        )
+        places_TxD = table(c.seq_len, 0.5, "place_embed")(jnp.arange(num_steps))
+        tokens_BxTxSxD = problem_BxSxD[:, None] + places_TxD[None, :, None]
+
+        machine = TokenTuringMachine(
+            memory_size=c.memory_size,
+            process_size=c.process_size,
+            read=c.read,
+            write=c.write,
+            processing=c.processing,
+            num_layers=c.num_layers,
+            mlp_dim=c.mlp_dim,
+            num_heads=c.num_heads,
+            positions=c.positions,
+            dropout_rate=c.dropout_rate,
+            learned_memory=c.learned_memory,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            remat=c.remat,
+            name="machine",
+        )
+        outputs_BxTxRxD, _ = machine(tokens_BxTxSxD, train=train)
+        answer_BxTxD = outputs_BxTxRxD[:, :, 0]
+        logits_BxTxV = OutputHead(c, name="head")(answer_BxTxD)
+        if not c.carry_head:
+            return logits_BxTxV, None
+        carry_head = nn.Dense(MAX_CARRY + 1, dtype=dtype, param_dtype=param_dtype, name="carry_head")
+        return logits_BxTxV, at_least_float32(carry_head(answer_BxTxD))
+
+
+assert PAD_TOKEN == VOCAB_SIZE - 1 == NUM_DIGIT_LOGITS + 1  # the order in which the head concatenates

@@ -1,0 +1,114 @@
+"""The state of a training and the two pure steps on it."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from ttm_jax.config import Config
+from ttm_jax.losses import CARRY_LOSS_SCALE, compute_carry_loss, compute_total_loss
+from ttm_jax.metrics import exact_match, position_accuracy, sequence_accuracy
+from ttm_jax.multiplier import TTMModel, apply_eos_masking, detect_eos
+from ttm_jax.optimizer import learning_rate_schedule, make_optimizer
+
+
+class TrainState(struct.PyTreeNode):
+    """All that training changes on the device; model and optimiser ride along as static values."""
+
+    step: jax.Array
+    params: dict
+    opt_state: optax.OptState
+    key: jax.Array
+    model: TTMModel = struct.field(pytree_node=False)
+    config: Config = struct.field(pytree_node=False)
+
+
+def create_state(config: Config) -> TrainState:
+    """A fresh state; parameters and dropout follow from `config.train.seed` alone."""
+    model = TTMModel(config.model)
+    init_key, dropout_key = random_keys(config)
+    params = _init_params(model, init_key)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=make_optimizer(config.optimizer).init(params),
+        key=dropout_key,
+        model=model,
+        config=config,
+    )
+
+
+def random_keys(config: Config) -> tuple[jax.Array, jax.Array]:
+    """The keys of initialisation and of dropout."""
+    init_key, dropout_key = jax.random.split(jax.random.key(config.train.seed))
+    return init_key, dropout_key
+
+
+@partial(jax.jit, static_argnums=0)
+def _init_params(model: TTMModel, key: jax.Array) -> dict:
+    inputs_1xS = jnp.zeros((1, model.config.seq_len), jnp.int32)
+    return dict(model.init(key, inputs_1xS, num_steps=1)["params"])
+
+
+def loss_fn(
+    params: dict, model: TTMModel, batch: dict[str, jax.Array], key: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """Loss and logits [B, T, 13] of the first T output positions; dropout is on where a key is given."""
+    heads: Any = model.apply(
+        {"params": params},
+        batch["inputs"],
+        train=key is not None,
+        num_steps=batch["targets"].shape[1],
+        method="heads",
+        rngs={"dropout": key} if key is not None else {},
+    )
+    logits_BxTxV, carry_logits_BxTxC = heads
+    loss = compute_total_loss(logits_BxTxV, batch["targets"])
+    if carry_logits_BxTxC is not None:
+        loss += CARRY_LOSS_SCALE * compute_carry_loss(carry_logits_BxTxC, batch["carries"], batch["targets"])
+    return loss, logits_BxTxV
+
+
+@partial(jax.jit, donate_argnums=0)
+def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, Any]]:
+    """One optimiser step on `batch`: "inputs" [B, S], "targets" [B, T] and, for a carry head, "carries" [B, T].
+
+    T machine steps are run.
+
+    Returns the next state and metrics: "loss", "grad_norm" (before clipping), "learning_rate" and "exact_match"
+    [B], True for each example answered right. The state given is donated: don't use it again.
+    """
+    key = jax.random.fold_in(state.key, state.step)
+    (loss, logits_BxTxV), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.model, batch, key)
+    optimizer = make_optimizer(state.config.optimizer)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    metrics = {
+        "loss": loss,
+        "grad_norm": optax.tree.norm(grads),
+        "learning_rate": learning_rate_schedule(state.config.optimizer)(state.step),
+        "exact_match": exact_match(logits_BxTxV.argmax(axis=-1), batch["targets"]),
+    }
+    params = optax.apply_updates(state.params, updates)
+    return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+@partial(jax.jit, static_argnames="model")
+def eval_step(model: TTMModel, params: dict, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Predictions and accuracy on `batch` (as of `train_step`), dropout off, EOS masking on.
+
+    Returns "predictions" [B, T], "probabilities" [B, T] (of the predicted tokens), "loss",
+    "position_accuracy" and "sequence_accuracy".
+    """
+    loss, logits_BxTxV = loss_fn(params, model, batch, None)
+    logits_BxTxV = apply_eos_masking(logits_BxTxV, detect_eos(logits_BxTxV))
+    predictions_BxT = logits_BxTxV.argmax(axis=-1)
+    return {
+        "predictions": predictions_BxT,
+        "probabilities": jax.nn.softmax(logits_BxTxV, axis=-1).max(axis=-1),
+        "loss": loss,
+        "position_accuracy": position_accuracy(predictions_BxT, batch["targets"]),
+        "sequence_accuracy": sequence_accuracy(predictions_BxT, batch["targets"]),
+    }

@@ -1,0 +1,84 @@
+"""The 13 tokens of the multiplication task, and numbers to tokens and back."""
+
+from collections.abc import Iterable, Sequence
+
+VOCAB_SIZE = 13
+DIGIT_TOKENS = range(10)
+TIMES_TOKEN = 10
+EOS_TOKEN = 11
+PAD_TOKEN = 12
+
+_SYMBOLS = {**{digit: str(digit) for digit in DIGIT_TOKENS}, TIMES_TOKEN: "×"}
+
+
+def number_to_tokens(number: int) -> list[int]:
+    """Digits of a number, most significant first: `number_to_tokens(42) == [4, 2]`.
+
+    Raises:
+        ValueError: if `number` is negative.
+    """
+    if number < 0:
+        raise ValueError(f"number must not be negative, got {number}")
+    return [int(digit) for digit in str(int(number))]
+
+
+def tokens_to_string(tokens: Iterable[int]) -> str:
+    """The text of tokens up to the first EOS, padding left out: `tokens_to_string([4, 2]) == "42"`.
+
+    Raises:
+        ValueError: if a token is not in the vocabulary.
+    """
+    text = []
+    for token in map(int, tokens):
+        if token == EOS_TOKEN:
+            break
+        if token == PAD_TOKEN:
+            continue
+        if token not in _SYMBOLS:
+            raise ValueError(f"token must be in 0..{VOCAB_SIZE - 1}, got {token}")
+        text.append(_SYMBOLS[token])
+    return "".join(text)
+
+
+def problem_to_tokens(a: int, b: int, seq_len: int) -> list[int]:
+    """The input sequence of `a` times `b`: digits, sign, digits, EOS, then padding to `seq_len`.
+
+    Raises:
+        ValueError: if the problem is longer than `seq_len`.
+    """
+    return _pad([*number_to_tokens(a), TIMES_TOKEN, *number_to_tokens(b), EOS_TOKEN], seq_len)
+
+
+def answer_to_tokens(number: int, seq_len: int) -> list[int]:
+    """The target sequence of a product: digits least significant first, EOS, then padding to `seq_len`.
+
+    Raises:
+        ValueError: if the answer is longer than `seq_len`.
+    """
+    return _pad([*reversed(number_to_tokens(number)), EOS_TOKEN], seq_len)
+
+
+def tokens_to_answer(tokens: Sequence[int]) -> int | None:
+    """The number written least significant digit first up to EOS; None where it is no number.
+
+    An answer without EOS, without digits, with other tokens among the digits, or with a leading
+    zero (`[2, 0, EOS]`) is no number.
+    """
+    digits = []
+    for token in map(int, tokens):
+        if token == EOS_TOKEN:
+            break
+        if token not in DIGIT_TOKENS:
+            return None
+        digits.append(token)
+    else:
+        return None
+    if not digits or (len(digits) > 1 and digits[-1] == 0):
+        return None
+    return int("".join(map(str, reversed(digits))))
+
+
+def _pad(tokens: list[int], seq_len: int) -> list[int]:
+    if len(tokens) > seq_len:
+        raise ValueError(f"{len(tokens)} tokens do not fit a sequence of {seq_len}")
+    return tokens + [PAD_TOKEN] * (seq_len - len(tokens))
