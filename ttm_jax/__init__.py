@@ -1,6 +1,8 @@
-"""Token Turing Machines (arXiv 2211.09119) in JAX/Flax."""
+"""Token Turing Machines (arXiv 2211.09119) in JAX/Flax, trained on multiplication."""
 
+from ttm_jax.checkpoint import CheckpointError
 from ttm_jax.config import Config, ConfigError, ModelConfig, load_config
+from ttm_jax.inference import Multiplier, load
 from ttm_jax.layers import FeedForward, MultiHeadAttention, Positions
 from ttm_jax.losses import (
     compute_ce_loss,
@@ -75,10 +77,14 @@ from ttm_jax.vocab import (
 )
 
 __all__ = [
-    "Config",
-    "ConfigError",
     "DIGIT_TOKENS",
     "EOS_TOKEN",
+    "PAD_TOKEN",
+    "TIMES_TOKEN",
+    "VOCAB_SIZE",
+    "CheckpointError",
+    "Config",
+    "ConfigError",
     "FeedForward",
     "MLPStack",
     "MLPSummarizer",
@@ -86,21 +92,19 @@ __all__ = [
     "ModelConfig",
     "MultiHeadAttention",
     "MultiplicationDataset",
-    "PAD_TOKEN",
+    "Multiplier",
     "PoolingSummarizer",
     "Positions",
     "QuerySummarizer",
     "Read",
     "SimpleTokenTuringMachine",
     "SimpleTokenTuringMachineStep",
-    "TIMES_TOKEN",
     "TTMModel",
     "TokenTuringMachine",
     "TokenTuringMachineStep",
     "TrainState",
     "TransformerBlock",
     "TransformerStack",
-    "VOCAB_SIZE",
     "add_positional_info",
     "add_write_positional_info",
     "apply_digit_mask",
@@ -132,6 +136,7 @@ __all__ = [
     "held_out_pairs",
     "is_held_out",
     "learning_rate_schedule",
+    "load",
     "load_config",
     "make_optimizer",
     "make_processor",

@@ -1,0 +1,41 @@
+"""What the commands share: one-line errors with exit code 2."""
+
+import argparse
+import difflib
+import sys
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, with the flag that was probably meant."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, **kwargs)
+
+    def parse_args(self, args=None, namespace=None):
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            close = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+            self.error(f"unknown argument {flag}" + (f"; did you mean {close[0]}?" if close else ""))
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; --help lists what there is\n")
+
+
+def fail(parser: argparse.ArgumentParser, message: object, code: int = 2) -> int:
+    """Prints one line on stderr and gives the exit code."""
+    print(f"{parser.prog}: error: {message}", file=sys.stderr)
+    return code
+
+
+def positive_int(text: str) -> int:
+    """The argparse type of counts."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
+    return value

@@ -1,0 +1,82 @@
+"""Using a trained multiplier: load a checkpoint, multiply numbers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ttm_jax.checkpoint import find_checkpoint, load_meta, load_params
+from ttm_jax.config import Config
+from ttm_jax.multiplication import MAX_DIGITS, encode_problems
+from ttm_jax.multiplier import TTMModel
+from ttm_jax.vocab import tokens_to_answer
+
+
+@dataclass(frozen=True)
+class Multiplier:
+    """A trained model with its parameters.
+
+    Attributes:
+        model: the linen module.
+        variables: what `model.apply` takes.
+        config: the config that it was trained with.
+        path: the checkpoint that it came from.
+    """
+
+    model: TTMModel
+    variables: dict
+    config: Config
+    path: Path
+
+    def multiply(self, a: Sequence[int], b: Sequence[int], batch_size: int = 512) -> list[int | None]:
+        """The products of a[i] and b[i] as the network writes them; None where it wrote no number.
+
+        Raises:
+            ValueError: if the sequences differ in length, or an operand is not an int in 0..99999.
+        """
+        first, second = np.atleast_1d(np.asarray(a)), np.atleast_1d(np.asarray(b))
+        if first.shape != second.shape or first.ndim != 1:
+            raise ValueError(f"operands must be two sequences of one length, got {first.shape} and {second.shape}")
+        for numbers in (first, second):
+            if not len(numbers):
+                return []
+            if numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= 10**MAX_DIGITS:
+                raise ValueError(f"operands must be integers in 0..{10**MAX_DIGITS - 1}")
+        predictions, _ = self.predict(encode_problems(first, second), batch_size)
+        return [tokens_to_answer(tokens) for tokens in predictions]
+
+    def predict(
+        self, inputs_BxS: np.ndarray, batch_size: int = 512, num_steps: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Predicted tokens [B, T] and their probabilities [B, T], computed `batch_size` rows at a time."""
+        rows = min(batch_size, 1 << (len(inputs_BxS) - 1).bit_length())  # few shapes, so few compilations
+        padding = np.repeat(inputs_BxS[:1], -len(inputs_BxS) % rows, axis=0)
+        padded = np.concatenate([inputs_BxS, padding]).reshape(-1, rows, inputs_BxS.shape[1])
+        chunks = [_predict(self.model, self.variables, chunk, num_steps) for chunk in padded]
+        predictions, probabilities = (
+            np.concatenate([np.asarray(chunk[i]) for chunk in chunks])[: len(inputs_BxS)] for i in range(2)
+        )
+        return predictions, probabilities
+
+
+def load(path: str | Path) -> Multiplier:
+    """The multiplier of a checkpoint, or of a run folder (its best checkpoint, or else its latest).
+
+    Raises:
+        CheckpointError: naming the path and what is wrong with it.
+    """
+    path = find_checkpoint(path)
+    config, _ = load_meta(path)
+    return Multiplier(TTMModel(config.model), {"params": load_params(path, config)}, config, path)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _predict(
+    model: TTMModel, variables: dict, inputs_BxS: jax.Array, num_steps: int | None
+) -> tuple[jax.Array, jax.Array]:
+    logits_BxTxV: Any = model.apply(variables, inputs_BxS, num_steps=num_steps)
+    return logits_BxTxV.argmax(axis=-1), jax.nn.softmax(logits_BxTxV, axis=-1).max(axis=-1)
