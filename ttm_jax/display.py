@@ -37,11 +37,11 @@ class Display(Protocol):
 class PlainDisplay:
     """Lines on stdout, a few a minute."""
 
-    def __init__(self, total_steps: int, start_step: int = 0, line_every_seconds: float = 10.0):
-        self._total_steps, self._start_step = total_steps, start_step
+    def __init__(self, total_steps: int, line_every_seconds: float = 10.0):
+        self._total_steps = total_steps
         self._line_every_seconds = line_every_seconds
         self._rate: float | None = None
-        self._start = self._last_line = time.perf_counter()
+        self._last_line = time.perf_counter()
 
     def __enter__(self) -> "PlainDisplay":
         return self
@@ -60,12 +60,11 @@ class PlainDisplay:
         if now - self._last_line < self._line_every_seconds:
             return
         self._last_line = now
-        done = record["step"] - self._start_step
-        left = (now - self._start) / max(done, 1) * (self._total_steps - record["step"])
-        print(
-            f"step {record['step']}/{self._total_steps}  {_training_line(record, self._rate)}  {_clock(left)} left",
-            flush=True,
-        )
+        line = f"step {record['step']}/{self._total_steps}  {_training_line(record, self._rate)}"
+        if self._rate is not None:
+            examples_left = (self._total_steps - record["step"]) * record["examples"] / record["step"]
+            line += f"  {_clock(examples_left / self._rate)} left"
+        print(line, flush=True)
 
     def evaluation(self, record: dict[str, Any], examples: list[tuple[str, str, str]]) -> None:
         print(
@@ -159,7 +158,7 @@ class LiveDisplay:
 
 def make_display(total_steps: int, start_step: int) -> Display:
     """The live screen where stdout is a terminal, plain lines where it is not."""
-    return (LiveDisplay if sys.stdout.isatty() else PlainDisplay)(total_steps, start_step)
+    return LiveDisplay(total_steps, start_step) if sys.stdout.isatty() else PlainDisplay(total_steps)
 
 
 def _training_line(record: dict[str, Any], rate: float | None) -> str:

@@ -10,6 +10,7 @@ from ttm_jax.display import LiveDisplay, PlainDisplay, make_display
 
 TRAIN = {
     "step": 50,
+    "examples": 50 * 823,
     "loss": 1.25,
     "learning_rate": 2e-3,
     "train_accuracy": {"1x1": 0.5, "2x1": 0.25},
@@ -41,9 +42,9 @@ def test_plain_lines(capsys):
     tell(PlainDisplay(total_steps=200, line_every_seconds=0.0))
     message, first, second, evaluation, *examples = capsys.readouterr().out.splitlines()
     assert message == "stage 1: operands from 0 to 19"
-    assert first.startswith("step 50/200  loss 1.2500  rate 2.00e-03  training exact match %: 1x1 50, 2x1 25  0:0")
-    assert first.endswith(" left")
+    assert first == "step 50/200  loss 1.2500  rate 2.00e-03  training exact match %: 1x1 50, 2x1 25"
     assert "  1,234 examples/s  " in second
+    assert second.endswith("  1:40 left")  # 150 steps of 823 examples
     assert evaluation == (
         "evaluation at step 100, 1:02:05: 1x1 96.0 % of 100 (mark met), 2x1 90.0 % of 100, 4x4 0.0 % of 100"
     )
