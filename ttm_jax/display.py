@@ -63,12 +63,12 @@ class PlainDisplay:
         line = f"step {record['step']}/{self._total_steps}  {_training_line(record, self._rate)}"
         if self._rate is not None:
             examples_left = (self._total_steps - record["step"]) * record["examples"] / record["step"]
-            line += f"  {_clock(examples_left / self._rate)} left"
+            line += f"  {clock(examples_left / self._rate)} left"
         print(line, flush=True)
 
     def evaluation(self, record: dict[str, Any], examples: list[tuple[str, str, str]]) -> None:
         print(
-            f"evaluation at step {record['step']}, {_clock(record['seconds'])}: {_accuracy_line(record)}",
+            f"evaluation at step {record['step']}, {clock(record['seconds'])}: {_accuracy_line(record)}",
             flush=True,
         )
         for problem, answer, truth in examples:
@@ -118,7 +118,7 @@ class LiveDisplay:
     def evaluation(self, record: dict[str, Any], examples: list[tuple[str, str, str]]) -> None:
         self._history.append(record)
         table = Table(
-            title=f"held-out exact match at step {record['step']}, {_clock(record['seconds'])}",
+            title=f"held-out exact match at step {record['step']}, {clock(record['seconds'])}",
             title_justify="left",
         )
         for heading in ("digits", "exact match", "95 % interval", "right/pairs", "mark"):
@@ -149,7 +149,7 @@ class LiveDisplay:
         if name not in MARKS:
             return Text("")
         if name in self._first_met:
-            return Text(f"> {100 * MARKS[name]:.0f} % ✓ at {_clock(self._first_met[name])}", style="green")
+            return Text(f"> {100 * MARKS[name]:.0f} % ✓ at {clock(self._first_met[name])}", style="green")
         return Text(f"> {100 * MARKS[name]:.0f} %", style="dim")
 
     def _view(self) -> Group:
@@ -178,7 +178,8 @@ def _accuracy_line(record: dict[str, Any]) -> str:
     return ", ".join(cells)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as "4:05" or "1:04:05"."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
