@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 def test_the_table_is_that_of_the_results():
     result = json.loads((ROOT / "results/quick/evaluation.json").read_text())
-    rows = re.findall(r"^\| (\d) x (\d) \| ([\d.]+) % \| ([\d.]+) - ([\d.]+) \| (\d+) / (\d+) \|$", README, re.MULTILINE)
+    rows = re.findall(r"^\| (\d) x (\d) \| ([\d.]+) % \| ([\d.]+) - ([\d.]+) \| (\d+) / (\d+) \|$", README, re.M)
     assert len(rows) == 6
     for n, m, percent, low, high, correct, total in rows:
         counts = result["exact_match"][f"{n}x{m}"]

@@ -221,6 +221,11 @@ def test_a_bad_override_names_its_flag(key, value, message):
         override(Config(), {key: value})
 
 
+def test_overrides_that_contradict_each_other_are_all_named():
+    with pytest.raises(ConfigError, match=r"^--model\.width 64 --model\.num-heads 5: model\.num_heads must divide"):
+        override(Config(), {"model.width": "64", "model.num_heads": "5"})
+
+
 def test_each_key_has_a_flag():
     keys = config_keys()
     assert set(keys) == {f"{s}.{k}" for s, values in config_to_dict(Config()).items() for k in values}
