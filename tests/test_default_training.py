@@ -1,0 +1,22 @@
+"""The main job keeps its promise: the default training reaches the checklist's marks on held-out pairs."""
+
+import pytest
+
+from ttm_jax.config import find_config, load_config
+from ttm_jax.display import MARKS, PlainDisplay
+from ttm_jax.inference import load
+from ttm_jax.run_folder import RunFolder
+from ttm_jax.train import Trainer
+
+
+@pytest.mark.slow  # minutes on two cores
+def test_the_default_training_reaches_the_marks(tmp_path):
+    trainer = Trainer(load_config(find_config("quick")), tmp_path)
+    trainer.run(PlainDisplay(trainer.total_steps))
+    evaluation = [record for record in RunFolder(tmp_path).records() if record["kind"] == "eval"][-1]
+    accuracy = {name: counts["correct"] / counts["total"] for name, counts in evaluation["exact_match"].items()}
+    assert {name for name, mark in MARKS.items() if accuracy[name] > mark} == set(MARKS), accuracy
+
+    pairs = [(12, 3), (3, 12), (99, 9), (7, 8), (250, 4)]
+    answers = load(tmp_path).multiply(*zip(*pairs, strict=True))
+    assert sum(a * b == answer for (a, b), answer in zip(pairs, answers, strict=True)) >= 4
