@@ -1,0 +1,22 @@
+"""Initialisers under Flax's names: each gives a function that fills a tensor in place."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn import init
+
+
+def normal(stddev: float = 0.01) -> Callable[[Tensor], Tensor]:
+    """Normal numbers with mean 0."""
+    return lambda tensor: init.normal_(tensor, std=stddev)
+
+
+def lecun_normal() -> Callable[[Tensor], Tensor]:
+    """Normal numbers cut off at two deviations, with variance 1 / inputs after the cut: Flax's default for Dense."""
+    cut = 0.87962566103423978  # standard deviation of a standard normal number within two of its deviations
+
+    def fill(tensor: Tensor) -> Tensor:
+        std = tensor.shape[1] ** -0.5 / cut
+        return init.trunc_normal_(tensor, std=std, a=-2 * std, b=2 * std)
+
+    return fill
