@@ -54,21 +54,26 @@ def run_torch(
     tensors = [torch.tensor(x, requires_grad=True) for x in inputs]
     module.zero_grad()
     outputs = module(*tensors)
-    sum((out * torch.tensor(cotangent)).sum() for out, cotangent in zip(outputs, cotangents, strict=True)).backward()
-    grads = {
-        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        for name, parameter in module.named_parameters()
-    }
+    torch.autograd.backward(outputs, [torch.tensor(cotangent) for cotangent in cotangents])
     return (
         [out.detach().numpy() for out in outputs],
-        to_jax(grads, like),
+        to_jax(gradients(module), like),
         [np.zeros_like(x) if t.grad is None else t.grad.numpy() for t, x in zip(tensors, inputs, strict=True)],
     )
 
 
+def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The gradient of each parameter by name; zeros where nothing depends on it."""
+    return {
+        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        for name, parameter in module.named_parameters()
+    }
+
+
 def difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
     """`relative_difference` of arrays in order."""
-    return relative_difference(dict(enumerate(ours)), dict(enumerate(theirs)))
+    ours_by_name, theirs_by_name = ({str(i): x for i, x in enumerate(arrays)} for arrays in (ours, theirs))
+    return relative_difference(ours_by_name, theirs_by_name)
 
 
 def compare_twins(
@@ -99,8 +104,8 @@ def compare_scenic(case: Case) -> CaseCheck:
     tensors = [torch.tensor(inputs[name]) for name in given]
     results = twin(*tensors)
     outputs = dict(zip(("memory", "output") if "memory" in inputs else ("output",), results, strict=False))
-    sum((out * torch.tensor(inputs[f"cot_{name}"])).sum() for name, out in outputs.items()).backward()
-    grads = to_jax({name: parameter.grad for name, parameter in twin.named_parameters()}, params)
+    torch.autograd.backward(list(outputs.values()), [torch.tensor(inputs[f"cot_{name}"]) for name in outputs])
+    grads = to_jax(gradients(twin), params)
     return CaseCheck(
         case.name,
         relative_difference({name: out.detach().numpy() for name, out in outputs.items()}, case.outputs),

@@ -198,13 +198,13 @@ class TTMModel(nn.Module):
         return self.token_embed(inputs_BxS) + self.pos_embed(self._create_position_indices(inputs_BxS))
 
     def _read(self, memory_BxMxD: Tensor, tokens_BxSxD: Tensor) -> Tensor:
-        return self.machine.step.read(memory_BxMxD, tokens_BxSxD)
+        return self.machine.get_submodule("step.read")(memory_BxMxD, tokens_BxSxD)
 
     def _process(self, read_BxRxD: Tensor) -> Tensor:
-        return self.machine.step.process(read_BxRxD)
+        return self.machine.get_submodule("step.process")(read_BxRxD)
 
     def _write(self, memory_BxMxD: Tensor, output_BxRxD: Tensor, tokens_BxSxD: Tensor) -> Tensor:
-        return self.machine.step.write(memory_BxMxD, output_BxRxD, tokens_BxSxD)
+        return self.machine.get_submodule("step.write")(memory_BxMxD, output_BxRxD, tokens_BxSxD)
 
     def _compute_output_head(self, tokens: Tensor) -> Tensor:
         return self.head(tokens)

@@ -11,7 +11,7 @@ import torch
 
 import ttm_jax
 import ttm_torch
-from parity.compare import as_dict, random_params
+from parity.compare import as_dict, gradients, random_params
 from parity.scenic import relative_difference
 from parity.weights import to_jax, to_torch
 from ttm_jax import losses as jax_losses
@@ -43,10 +43,6 @@ def twins(config, dtype):
     params = random_params(model, inputs, dtype=dtype, num_steps=1)
     twin.load_state_dict(to_torch(params))
     return model, params, twin
-
-
-def gradients(twin, like):
-    return to_jax({name: parameter.grad for name, parameter in twin.named_parameters()}, like)
 
 
 def worst(ours, theirs):
@@ -81,7 +77,7 @@ def test_loss_gradients_and_20_steps_in_float64(name):
                 found = {
                     "logits": worst({"": twin_logits.detach()}, {"": logits}),
                     "loss": abs(twin_loss.item() - float(loss)) / float(loss),
-                    "gradients": worst(gradients(twin, initial), grads),
+                    "gradients": worst(to_jax(gradients(twin), initial), grads),
                 }
                 assert max(found.values()) <= FLOAT64_BOUND, found
             step_loss = ttm_torch.train_step(twin, batch(n, torch.as_tensor), twin_optimizer, scheduler)
