@@ -1,9 +1,6 @@
 """Strict settings for every test. They must stand before the first import of the packages under test."""
 
 import os
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +17,13 @@ torch.set_num_threads(1)  # small arrays: more threads wait for each other
 
 # Shape and dtype contracts of the public pure functions: checked here, free for users.
 install_import_hook(["ttm_jax.summarize", "ttm_jax.memory", "ttm_jax.processing"], "beartype.beartype")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """All tests run on the CPU, where results are exact to the bit, but for `-m gpu`."""
+    if "gpu" not in config.option.markexpr:
+        os.environ["JAX_PLATFORMS"] = "cpu"  # of the commands that tests start
+        jax.config.update("jax_platforms", "cpu")
 
 
 @pytest.fixture

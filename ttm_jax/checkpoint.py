@@ -38,14 +38,14 @@ class CheckpointFolder:
     def __init__(self, workdir: Path, kind: str):
         self.path = Path(workdir).absolute() / kind
         keep = 2 if kind == LATEST else 1
-        for step in saved_steps(self.path.parent, kind)[:-keep]:  # whose removal was killed
-            shutil.rmtree(self.path / str(step))
+        removed = [self.path / str(step) for step in saved_steps(self.path.parent, kind)[:-keep]]
+        for left_by_a_kill in (*removed, *self.path.glob("*.orbax-checkpoint-tmp")):
+            shutil.rmtree(left_by_a_kill)
         self._manager = ocp.CheckpointManager(
             self.path,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 enable_async_checkpointing=False,
-                cleanup_tmp_directories=True,  # of a save that was killed
             ),
         )
         self._with_training = kind == LATEST

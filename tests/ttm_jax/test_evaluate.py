@@ -12,7 +12,7 @@ import ttm_jax
 from ttm_jax.checkpoint import find_checkpoint
 from ttm_jax.evaluate import Score, add_scores, evaluate_grid, grid_table, main, report, score_answers
 from ttm_jax.metrics import wilson_interval
-from ttm_jax.multiplication import held_out_pairs
+from ttm_jax.multiplication import count_digits, decode_problems, encode_answers, held_out_pairs
 
 
 @pytest.fixture
@@ -56,6 +56,21 @@ def test_the_grid_agrees_with_multiplying(tiny_run):
         products = multiplier.multiply(a, b, batch_size=64)
         assert score.correct == sum(product == x * y for product, x, y in zip(products, a, b, strict=True))
     assert scores["1x1"].correct > 0
+
+
+def test_rows_of_the_grid_are_first_operands(tiny_config):
+    class OnlyWithTheLongerFirst:
+        config = tiny_config
+
+        def predict(self, inputs, batch_size, num_steps):
+            a, b = decode_problems(inputs)
+            right = count_digits(a) > count_digits(b)
+            return encode_answers(np.where(right, a * b, a * b + 1))[:, :num_steps], None
+
+    scores = evaluate_grid(OnlyWithTheLongerFirst(), max_digits=3, pairs=20)
+    assert {name: score.accuracy for name, score in scores.items()} == {
+        f"{n}x{m}": float(n > m) for n in (1, 2, 3) for m in (1, 2, 3)
+    }
 
 
 def test_json_is_one_object(tiny_run, command):

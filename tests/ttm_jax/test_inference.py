@@ -58,6 +58,7 @@ def test_predictions_do_not_depend_on_the_batch_size(multiplier):
     inputs = encode_problems(generator.integers(0, 1000, 5), generator.integers(0, 100, 5))
     whole, probabilities = multiplier.predict(inputs)
     assert whole.shape == probabilities.shape == (5, 12)
+    assert ((probabilities > 1 / 13) & (probabilities <= 1)).all()
     for batch_size in (1, 2, 3):
         tokens, others = multiplier.predict(inputs, batch_size)
         assert np.array_equal(tokens, whole)
