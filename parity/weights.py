@@ -56,7 +56,8 @@ def to_jax(state: Mapping[str, Tensor], like: Mapping[str, Any]) -> dict[str, An
         ValueError: naming the parameter that is missing, of another shape, or not in `like`.
     """
     state, params = dict(state), {}
-    for path, leaf in flatten_dict(dict(like)).items():
+    wanted: dict[tuple[str, ...], Any] = flatten_dict(dict(like))
+    for path, leaf in wanted.items():
         name = torch_name(path, len(leaf.shape))
         if name not in state:
             raise ValueError(f"parameter {name} is missing; it is {'/'.join(path)} of shape {leaf.shape} in JAX")
