@@ -338,9 +338,13 @@ def _modules(meta: Mapping[str, Any]) -> Iterator[tuple[_Rows, dict[str, Any]]]:
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    if not path.exists():
+    try:
+        exists, is_file = path.exists(), path.is_file()
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
+    if not exists:
         raise ValueError("no such file; give an .npz file of a case")
-    if not path.is_file():
+    if not is_file:
         raise ValueError("not a file; give the .npz files in it one by one")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:

@@ -21,7 +21,7 @@ install_import_hook(["ttm_jax.summarize", "ttm_jax.memory", "ttm_jax.processing"
 
 def pytest_configure(config: pytest.Config) -> None:
     """All tests run on the CPU, where results are exact to the bit, but for `-m gpu`."""
-    if "gpu" not in config.option.markexpr:
+    if config.option.markexpr != "gpu":
         os.environ["JAX_PLATFORMS"] = "cpu"  # of the commands that tests start
         jax.config.update("jax_platforms", "cpu")
 

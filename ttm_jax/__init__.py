@@ -1,7 +1,17 @@
 """Token Turing Machines (arXiv 2211.09119) in JAX/Flax, trained on multiplication."""
 
+from ttm_jax import flops
 from ttm_jax.checkpoint import CheckpointError
-from ttm_jax.config import Config, ConfigError, ModelConfig, load_config
+from ttm_jax.config import (
+    Config,
+    ConfigError,
+    CurriculumConfig,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+    load_config,
+)
 from ttm_jax.inference import Multiplier, load
 from ttm_jax.layers import FeedForward, MultiHeadAttention, Positions
 from ttm_jax.losses import (
@@ -36,6 +46,7 @@ from ttm_jax.memory import (
 from ttm_jax.metrics import exact_match, position_accuracy, sequence_accuracy, wilson_interval
 from ttm_jax.multiplication import MultiplicationDataset, augment_batch, held_out_pairs, is_held_out
 from ttm_jax.multiplier import (
+    OutputHead,
     TTMModel,
     apply_digit_mask,
     apply_eos_boost,
@@ -85,6 +96,8 @@ __all__ = [
     "CheckpointError",
     "Config",
     "ConfigError",
+    "CurriculumConfig",
+    "DataConfig",
     "FeedForward",
     "MLPStack",
     "MLPSummarizer",
@@ -93,6 +106,8 @@ __all__ = [
     "MultiHeadAttention",
     "MultiplicationDataset",
     "Multiplier",
+    "OptimizerConfig",
+    "OutputHead",
     "PoolingSummarizer",
     "Positions",
     "QuerySummarizer",
@@ -102,6 +117,7 @@ __all__ = [
     "TTMModel",
     "TokenTuringMachine",
     "TokenTuringMachineStep",
+    "TrainConfig",
     "TrainState",
     "TransformerBlock",
     "TransformerStack",
@@ -133,6 +149,7 @@ __all__ = [
     "exact_match",
     "extract_eos_probs",
     "find_eos_positions",
+    "flops",
     "held_out_pairs",
     "is_held_out",
     "learning_rate_schedule",

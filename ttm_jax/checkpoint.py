@@ -76,13 +76,19 @@ def find_checkpoint(path: str | Path, kinds: tuple[str, ...] = (BEST, LATEST)) -
         CheckpointError: if there is none.
     """
     path = Path(path).absolute()
-    if not path.exists():
-        raise CheckpointError(f"checkpoint {path}: no such file or folder")
-    if (path / "params").is_dir() and (path / "meta").is_dir():
-        return path
-    for kind in kinds:
-        if steps := saved_steps(path, kind):
-            return path / kind / str(steps[-1])
+    try:
+        names = [entry.name for entry in path.iterdir()]
+        if {"params", "meta"} <= set(names):
+            return path
+        for kind in kinds:
+            if kind in names and (steps := saved_steps(path, kind)):
+                return path / kind / str(steps[-1])
+    except FileNotFoundError:
+        raise CheckpointError(f"checkpoint {path}: no such file or folder") from None
+    except NotADirectoryError:
+        pass  # said below
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {path}: cannot be read: {error.strerror}") from None
     raise CheckpointError(
         f"checkpoint {path}: neither a checkpoint (a folder with params/ and meta/) nor a run folder with one"
     )
@@ -90,7 +96,10 @@ def find_checkpoint(path: str | Path, kinds: tuple[str, ...] = (BEST, LATEST)) -
 
 def saved_steps(workdir: Path, kind: str) -> list[int]:
     """The steps of a run folder's checkpoints of one kind, in order."""
-    return sorted(int(folder.name) for folder in (workdir / kind).glob("*") if folder.name.isdigit())
+    folder = workdir / kind
+    if not folder.exists():
+        return []
+    return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
 
 
 def load_meta(path: Path) -> tuple[Config, dict[str, Any]]:
@@ -199,5 +208,8 @@ def _verify(path: Path, item: str) -> None:
 
 
 def _checksum(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+    try:
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {file}: cannot be read: {error.strerror}") from None

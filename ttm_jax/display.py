@@ -153,7 +153,7 @@ class LiveDisplay:
         return Text(f"> {100 * MARKS[name]:.0f} %", style="dim")
 
     def _view(self) -> Group:
-        return Group(self._table, self._line, self._progress)
+        return Group(self._progress, self._line, self._table)  # a low screen cuts off the end
 
 
 def make_display(total_steps: int, start_step: int) -> Display:

@@ -44,7 +44,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
     "adam" adds weight decay to the gradient, "adamw" to the step. "muon" orthogonalises the momentum of the
     machine's matrices (https://kellerjordan.github.io/posts/muon), gives it the root mean square `muon_rms`, near
-    that of Adam's steps (arXiv 2502.16982), and is "adamw" for all other parameters.
+    that of Adam's steps (arXiv 2502.16982), and is Adam with Nesterov momentum for all other parameters.
     """
     clip = optax.identity() if config.max_grad_norm is None else clip_by_global_norm(config.max_grad_norm)
     schedule = learning_rate_schedule(config)
@@ -52,6 +52,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
         muon = optax.contrib.muon(
             schedule,
             beta=MUON_BETA,
+            eps=config.eps,
             weight_decay=config.weight_decay,
             consistent_rms=config.muon_rms,
             adam_b1=config.b1,

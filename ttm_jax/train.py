@@ -102,6 +102,8 @@ class Trainer:
         resume: bool = False,
         stop_requested: Callable[[], bool] = lambda: False,
     ):
+        if "float64" in (config.model.dtype, config.model.param_dtype) and not jax.config.jax_enable_x64:
+            raise ConfigError("model.dtype and model.param_dtype float64 need JAX_ENABLE_X64=1 in the environment")
         self.config = config
         self.folder = RunFolder(workdir)
         self._stop_requested = stop_requested
@@ -375,13 +377,14 @@ def resolve(args: argparse.Namespace) -> tuple[Config, Path]:
         ConfigError: naming the file or flag.
     """
     overrides = {key: value for key, value in vars(args).items() if "." in key}
-    workdir = Path(args.workdir or f"runs/{Path(args.config or DEFAULT_CONFIG).stem}")
+    name = DEFAULT_CONFIG if args.config is None else args.config
+    workdir = Path(args.workdir or f"runs/{Path(name).stem}")
     if args.resume and args.config is None:
         saved = RunFolder(workdir).config_path
         if not saved.exists():
             raise ConfigError(f"--resume: {workdir} is no run folder: it has no config.toml")
         return override(load_config(saved), overrides), workdir
-    return override(load_config(find_config(args.config or DEFAULT_CONFIG)), overrides), workdir
+    return override(load_config(find_config(name)), overrides), workdir
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -413,7 +416,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     print(f"curves: {workdir / 'curves.png'}")
     if ended == "interrupted":
-        print(f"go on:  {shlex.join([*parser.prog.split(), '--workdir', str(workdir), '--resume'])}")
+        print(f"go on:  {shlex.join(['python', '-m', 'ttm_jax.train', '--workdir', str(workdir), '--resume'])}")
     else:
         print(f"grid:   {shlex.join(['python', '-m', 'ttm_jax.evaluate', str(workdir)])}")
     return 0

@@ -121,3 +121,48 @@ def test_the_two_decays_differ():
 def test_the_defaults_are_the_checklists():
     wanted = dict(name="adam", learning_rate=1e-3, b1=0.9, b2=0.99, eps=1e-8, weight_decay=1e-4, max_grad_norm=1.0)
     assert {key: value for key, value in dataclasses.asdict(DEFAULT).items() if key in wanted} == wanted
+
+
+def test_muon_sees_each_kernel_of_the_machine_as_a_matrix_of_inputs_and_outputs():
+    kernels = {
+        ("machine", "attention", "query", "kernel"): (6, 2, 3),
+        ("machine", "attention", "out", "kernel"): (2, 3, 6),
+        ("machine", "mlp", "hidden", "kernel"): (6, 4),
+        ("machine", "mlp", "out", "kernel"): (4, 6),
+    }
+    config = OptimizerConfig(name="muon", warmup_steps=1, max_grad_norm=None, weight_decay=0.0, muon_rms=0.3)
+    generator = np.random.default_rng(0)
+    for path, shape in kernels.items():
+        params = grads = jnp.asarray(generator.standard_normal(shape), jnp.float32)
+        for name in reversed(path):
+            params, grads = {name: params}, {name: grads}
+        optimizer = make_optimizer(config)
+        updates, _ = optimizer.update(grads, optimizer.init(params), params)
+        inputs = shape[0] if path[-2] != "out" or len(shape) == 2 else shape[0] * shape[1]
+        update = np.asarray(jax.tree.leaves(updates)[0]).reshape(inputs, -1)
+        gradient = np.asarray(jax.tree.leaves(grads)[0]).reshape(inputs, -1)
+        scale = float(learning_rate_schedule(config)(0)) * 0.3 * np.sqrt(max(update.shape))
+        np.testing.assert_allclose(update, -scale * newton_schulz(gradient), atol=2e-4 * scale)
+
+
+def newton_schulz(matrix):
+    """Five steps of the quintic iteration that pulls all singular values towards 1."""
+    a, b, c = 3.4445, -4.775, 2.0315
+    x = matrix.astype(np.float64) / np.linalg.norm(matrix)
+    for _ in range(5):
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    return x
+
+
+def test_muon_leaves_what_is_no_kernel_of_the_machine_to_adam():
+    params = {
+        "head": {"kernel": jnp.ones((3, 2))},
+        "machine": {"bias": jnp.ones(3), "initial_memory": jnp.ones((1, 2, 3))},
+    }
+    grads = jax.tree.map(lambda x: jnp.arange(1.0, x.size + 1).reshape(x.shape), params)
+    optimizer = make_optimizer(OptimizerConfig(name="muon", weight_decay=0.0, max_grad_norm=None))
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    for update in jax.tree.leaves(updates):  # Adam's first step has one size whatever the gradient's
+        np.testing.assert_allclose(update, np.full(update.shape, update.ravel()[0]), rtol=1e-4)
+        assert update.ravel()[0] < 0
