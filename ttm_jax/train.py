@@ -102,7 +102,7 @@ class Trainer:
         resume: bool = False,
         stop_requested: Callable[[], bool] = lambda: False,
     ):
-        if "float64" in (config.model.dtype, config.model.param_dtype) and not jax.config.jax_enable_x64:
+        if "float64" in (config.model.dtype, config.model.param_dtype) and not jax.config.read("jax_enable_x64"):
             raise ConfigError("model.dtype and model.param_dtype float64 need JAX_ENABLE_X64=1 in the environment")
         self.config = config
         self.folder = RunFolder(workdir)

@@ -90,8 +90,8 @@ class TestResume:
         assert snapshot(tmp_path, tiny_config) == before
 
     def test_nothing_is_compiled_again(self, tiny_run, tiny_config, tmp_path, train):
-        """Two stages with answers of two lengths: two compilations, and none for a resumed run."""
-        assert tiny_run.compilations == 2
+        """Two stages with answers of two lengths: two compilations at most, and none for a resumed run."""
+        assert tiny_run.compilations <= 2  # fewer where an earlier test had compiled one of them
         train(tiny_config, tmp_path, stop_at=13)
         before = train_step._cache_size()
         train(tiny_config, tmp_path, resume=True)
