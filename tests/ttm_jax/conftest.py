@@ -11,7 +11,6 @@ import pytest
 
 from ttm_jax.checkpoint import BEST, LATEST, find_checkpoint, load_meta, load_params, load_state
 from ttm_jax.config import Config, config_from_dict
-from ttm_jax.state import train_step
 from ttm_jax.train import Trainer
 
 # Forty steps. The stage ends at step 20, in the middle of a mixture window; dropout and augmentation are on.
@@ -74,12 +73,11 @@ class RecordingDisplay:
 
 
 class TinyRun(NamedTuple):
-    """A finished run of the tiny config; `compilations` of the training step that it needed."""
+    """A finished run of the tiny config."""
 
     path: Path
     config: Config
     display: RecordingDisplay
-    compilations: int
 
 
 def _train(
@@ -112,9 +110,9 @@ def tiny_config() -> Config:
 @pytest.fixture(scope="session")
 def tiny_run(tiny_config, tmp_path_factory) -> TinyRun:
     """A run that never stopped. To be read, not changed."""
-    path, display, before = tmp_path_factory.mktemp("tiny"), RecordingDisplay(), train_step._cache_size()
+    path, display = tmp_path_factory.mktemp("tiny"), RecordingDisplay()
     assert _train(tiny_config, path, display=display) == "finished"
-    return TinyRun(path, tiny_config, display, train_step._cache_size() - before)
+    return TinyRun(path, tiny_config, display)
 
 
 def _without_seconds(value: Any) -> Any:
