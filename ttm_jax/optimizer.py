@@ -1,5 +1,7 @@
 """Adam or Muon with warm-up, cosine decay and gradient clipping, in the arithmetic of torch.optim."""
 
+import math
+from collections import defaultdict
 from typing import Any
 
 import jax
@@ -55,27 +57,66 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             eps=config.eps,
             weight_decay=config.weight_decay,
             consistent_rms=config.muon_rms,
-            adam_b1=config.b1,
-            adam_b2=config.b2,
-            adam_weight_decay=config.weight_decay,
-            muon_weight_dimension_numbers=_matrices,
+            muon_weight_dimension_numbers=lambda stacks: jax.tree.map(lambda _: _STACK, stacks),
         )
-        return optax.chain(clip, muon)
+        adam = optax.adamw(schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, nesterov=True)
+        return optax.chain(clip, optax.partition({"muon": _stacked_by_shape(muon), "adam": adam}, _muon_or_adam))
     decay = optax.add_decayed_weights(config.weight_decay)
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     order = (decay, adam) if config.name == "adam" else (adam, decay)
     return optax.chain(clip, *order, optax.scale_by_learning_rate(schedule))
 
 
-def _matrices(params: Any) -> Any:
-    """How Muon sees each parameter as a matrix: the machine's kernels as [inputs, outputs], None for the rest."""
+_STACK = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
 
-    def dimensions(path: tuple, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+
+def _muon_or_adam(params: Any) -> Any:
+    """Which optimiser each parameter has: Muon the kernels of the machine, Adam the rest."""
+
+    def label(path: tuple, leaf: jax.Array) -> str:
         names = [key.key for key in path]
-        if names[0] != "machine" or names[-1] != "kernel":
-            return None
-        num_inputs = leaf.ndim - 1 if names[-2] == "out" else 1  # an attention's output kernel is [H, K, D]
-        axes = tuple(range(leaf.ndim))
-        return optax.contrib.MuonDimensionNumbers(axes[:num_inputs], axes[num_inputs:])
+        return "muon" if names[0] == "machine" and names[-1] == "kernel" else "adam"
 
-    return jax.tree_util.tree_map_with_path(dimensions, params)
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def _stacked_by_shape(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`transform` applied to kernels as matrices, those of one shape as one array [n, inputs, outputs].
+
+    A product of stacks takes about half the time of as many products of single matrices.
+    """
+
+    def init(params):
+        return transform.init(_stack(params))
+
+    def update(updates, state, params=None):
+        stacks, state = transform.update(_stack(updates), state, None if params is None else _stack(params))
+        return _unstack(stacks, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _stack(kernels: Any) -> dict[str, jax.Array]:
+    stacks = defaultdict(list)
+    for path, kernel in jax.tree_util.tree_leaves_with_path(kernels):
+        stacks[_stack_of(path, kernel)].append(kernel.reshape(_matrix_shape(path, kernel)))
+    return {name: jnp.stack(matrices) for name, matrices in stacks.items()}
+
+
+def _unstack(stacks: dict[str, jax.Array], like: Any) -> Any:
+    matrices = {name: iter(stack) for name, stack in stacks.items()}
+
+    def take(path, kernel):
+        return next(matrices[_stack_of(path, kernel)]).reshape(kernel.shape)
+
+    return jax.tree_util.tree_map_with_path(take, like)
+
+
+def _stack_of(path: tuple, kernel: jax.Array) -> str:
+    return "{}x{}".format(*_matrix_shape(path, kernel))
+
+
+def _matrix_shape(path: tuple, kernel: jax.Array) -> tuple[int, int]:
+    """Inputs and outputs of a kernel; an attention's is [D, H, K], but [H, K, D] of its output."""
+    num_inputs = kernel.ndim - 1 if path[-2].key == "out" else 1
+    return math.prod(kernel.shape[:num_inputs]), math.prod(kernel.shape[num_inputs:])
