@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from ttm_jax.allocator import keep_freed_memory
 from ttm_jax.checkpoint import (
     BEST,
     LATEST,
@@ -390,6 +391,7 @@ def resolve(args: argparse.Namespace) -> tuple[Config, Path]:
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
+    keep_freed_memory()
     stop = _StopSignal()
     try:
         config, workdir = resolve(args)
