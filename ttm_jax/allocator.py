@@ -22,4 +22,5 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     # One arena, since those of other threads cannot hold a large buffer.
     options = ((_M_MMAP_THRESHOLD, _UNLIMITED), (_M_TRIM_THRESHOLD, _UNLIMITED), (_M_ARENA_MAX, 1))
-    return all([mallopt(option, value) == 1 for option, value in options])
+    done = [mallopt(option, value) == 1 for option, value in options]
+    return all(done)
