@@ -65,7 +65,7 @@ from ttm_torch.multiplier import (
     detect_eos,
     extract_eos_probs,
 )
-from ttm_torch.optimizer import learning_rate, make_optimizer, make_scheduler
+from ttm_torch.optimizer import Muon, learning_rate, make_optimizer, make_scheduler
 from ttm_torch.processing import (
     MixerStack,
     MLPStack,
@@ -112,6 +112,7 @@ __all__ = [
     "ModelConfig",
     "MultiHeadAttention",
     "MultiplicationDataset",
+    "Muon",
     "OptimizerConfig",
     "PoolingSummarizer",
     "Positions",
