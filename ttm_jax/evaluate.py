@@ -7,71 +7,23 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import dataclass
 
 import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from ttm_jax.answers import AnyMultiplier, Score, add_scores, answer_pairs, score_answers
 from ttm_jax.checkpoint import CheckpointError
 from ttm_jax.cli import Parser, fail, positive_int
-from ttm_jax.inference import Multiplier, load
-from ttm_jax.losses import create_target_mask
-from ttm_jax.metrics import correct_positions, wilson_interval
-from ttm_jax.multiplication import MAX_DIGITS, encode_answers, encode_problems, held_out_pairs
+from ttm_jax.inference import load
+from ttm_jax.metrics import wilson_interval
+from ttm_jax.multiplication import MAX_DIGITS, held_out_pairs
 from ttm_jax.run_folder import provenance
 
 
-@dataclass(frozen=True)
-class Score:
-    """How a multiplier did on a set of pairs.
-
-    Attributes:
-        correct, total: pairs answered exactly, and all.
-        place_correct, place_total: of each output position, units first; positions after EOS don't count.
-    """
-
-    correct: int
-    total: int
-    place_correct: tuple[int, ...]
-    place_total: tuple[int, ...]
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / max(self.total, 1)
-
-
-def answer_pairs(
-    multiplier: Multiplier, pairs_Px2: np.ndarray, num_steps: int | None = None, batch_size: int = 512
-) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and true answer tokens [P, T] of pairs of operands."""
-    inputs = encode_problems(*pairs_Px2.T, seq_len=multiplier.config.model.seq_len)
-    predictions, _ = multiplier.predict(inputs, batch_size, num_steps)
-    targets = encode_answers(pairs_Px2.prod(axis=1), inputs.shape[1])[:, : predictions.shape[1]]
-    return predictions, targets
-
-
-def score_answers(predictions_PxT: np.ndarray, targets_PxT: np.ndarray) -> Score:
-    """Counts of right answers and of right digits."""
-    right = correct_positions(predictions_PxT, targets_PxT)
-    asked = create_target_mask(targets_PxT).astype(bool)
-    return Score(
-        int(right.all(axis=1).sum()),
-        len(targets_PxT),
-        tuple((right & asked).sum(axis=0).tolist()),
-        tuple(asked.sum(axis=0).tolist()),
-    )
-
-
-def add_scores(scores: list[Score]) -> Score:
-    """All pairs of several scores as one."""
-    places = [np.sum([getattr(s, name) for s in scores], axis=0).tolist() for name in ("place_correct", "place_total")]
-    return Score(sum(s.correct for s in scores), sum(s.total for s in scores), *map(tuple, places))
-
-
 def evaluate_grid(
-    multiplier: Multiplier,
+    multiplier: AnyMultiplier,
     max_digits: int = MAX_DIGITS,
     pairs: int = 1000,
     batch_size: int = 512,

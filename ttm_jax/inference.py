@@ -1,6 +1,5 @@
 """Using a trained multiplier: load a checkpoint, multiply numbers."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,15 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
+from ttm_jax.answers import AnyMultiplier
 from ttm_jax.checkpoint import find_checkpoint, load_meta, load_params
 from ttm_jax.config import Config
-from ttm_jax.multiplication import MAX_DIGITS, encode_problems
 from ttm_jax.multiplier import TTMModel
-from ttm_jax.vocab import tokens_to_answer
 
 
 @dataclass(frozen=True)
-class Multiplier:
+class Multiplier(AnyMultiplier):
     """A trained model with its parameters.
 
     Attributes:
@@ -31,23 +29,6 @@ class Multiplier:
     variables: dict
     config: Config
     path: Path
-
-    def multiply(self, a: Sequence[int], b: Sequence[int], batch_size: int = 512) -> list[int | None]:
-        """The products of a[i] and b[i] as the network writes them; None where it wrote no number.
-
-        Raises:
-            ValueError: if the sequences differ in length, or an operand is not an int in 0..99999.
-        """
-        first, second = np.atleast_1d(np.asarray(a)), np.atleast_1d(np.asarray(b))
-        if first.shape != second.shape or first.ndim != 1:
-            raise ValueError(f"operands must be two sequences of one length, got {first.shape} and {second.shape}")
-        for numbers in (first, second):
-            if not len(numbers):
-                return []
-            if numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= 10**MAX_DIGITS:
-                raise ValueError(f"operands must be integers in 0..{10**MAX_DIGITS - 1}")
-        predictions, _ = self.predict(encode_problems(first, second), batch_size)
-        return [tokens_to_answer(tokens) for tokens in predictions]
 
     def predict(
         self, inputs_BxS: np.ndarray, batch_size: int = 512, num_steps: int | None = None

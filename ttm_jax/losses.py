@@ -1,30 +1,18 @@
 """The training loss: cross-entropy up to the first EOS, a tenth of a binary cross-entropy on where EOS is, and,
 for models with a carry head, half a cross-entropy of the carries."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from ttm_jax.metrics import create_target_mask
 from ttm_jax.multiplier import extract_eos_probs
 from ttm_jax.vocab import EOS_TOKEN
 
 EOS_LOSS_SCALE = 0.1
 CARRY_LOSS_SCALE = 0.5
 PROBABILITY_EPS = 1e-7
-
-
-def create_target_mask(targets_BxS: Any) -> Any:
-    """1 (float32 [B, S]) up to and including the first EOS of each sequence, 0 after it; all 1 where there is none.
-
-    Takes and gives JAX or NumPy arrays.
-    """
-    xp = targets_BxS.__array_namespace__()
-    is_eos_BxS = (targets_BxS == EOS_TOKEN).astype(xp.int32)
-    before_BxS = xp.cumulative_sum(is_eos_BxS, axis=1) - is_eos_BxS
-    return (before_BxS == 0).astype(xp.float32)
 
 
 def compute_ce_loss(logits_BxSxV: Float[Array, "B S V"], targets_BxS: Int[Array, "B S"]) -> Float[Array, ""]:

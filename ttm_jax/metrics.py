@@ -1,34 +1,41 @@
-"""Accuracy of predicted tokens against targets (JAX or NumPy arrays), and the interval of a proportion."""
+"""Accuracy of predicted tokens against targets, and the interval of a proportion.
+
+Takes and gives JAX or NumPy arrays, and needs neither.
+"""
 
 import math
 from typing import Any
 
-import jax
-import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
-from ttm_jax.losses import create_target_mask
-
-Array = jax.Array | np.ndarray
+from ttm_jax.vocab import EOS_TOKEN
 
 
-def correct_positions(predictions_BxS: Int[Array, "B S"], targets_BxS: Int[Array, "B S"]) -> Any:
+def create_target_mask(targets_BxS: Int[Any, "B S"]) -> Float[Any, "B S"]:
+    """1 (float32) up to and including the first EOS of each sequence, 0 after it; all 1 where there is none."""
+    xp = targets_BxS.__array_namespace__()
+    is_eos_BxS = (targets_BxS == EOS_TOKEN).astype(xp.int32)
+    before_BxS = xp.cumulative_sum(is_eos_BxS, axis=1) - is_eos_BxS
+    return (before_BxS == 0).astype(xp.float32)
+
+
+def correct_positions(predictions_BxS: Int[Any, "B S"], targets_BxS: Int[Any, "B S"]) -> Any:
     """Where (bool [B, S]) the predicted token is the target; also True after the target EOS: nothing is asked there."""
     return (predictions_BxS == targets_BxS) | (create_target_mask(targets_BxS) == 0)
 
 
-def exact_match(predictions_BxS: Int[Array, "B S"], targets_BxS: Int[Array, "B S"]) -> Any:
+def exact_match(predictions_BxS: Int[Any, "B S"], targets_BxS: Int[Any, "B S"]) -> Any:
     """True (bool [B]) for each sequence whose every digit and EOS is right."""
     return correct_positions(predictions_BxS, targets_BxS).all(axis=1)
 
 
-def position_accuracy(predictions_BxS: Int[Array, "B S"], targets_BxS: Int[Array, "B S"]) -> Any:
+def position_accuracy(predictions_BxS: Int[Any, "B S"], targets_BxS: Int[Any, "B S"]) -> Any:
     """Correct positions over valid positions: digits and the first EOS."""
     mask_BxS = create_target_mask(targets_BxS)
     return ((predictions_BxS == targets_BxS) * mask_BxS).sum() / mask_BxS.sum()
 
 
-def sequence_accuracy(predictions_BxS: Int[Array, "B S"], targets_BxS: Int[Array, "B S"]) -> Any:
+def sequence_accuracy(predictions_BxS: Int[Any, "B S"], targets_BxS: Int[Any, "B S"]) -> Any:
     """Completely correct sequences over all sequences."""
     return exact_match(predictions_BxS, targets_BxS).mean()
 

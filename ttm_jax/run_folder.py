@@ -6,12 +6,11 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from ttm_jax.config import Config, config_to_toml
 
@@ -92,13 +91,20 @@ class RunFolder:
 
 
 def provenance() -> dict[str, Any]:
-    """Where a result comes from: versions, commit, machine, date, command."""
+    """Where a result of JAX comes from: versions, commit, machine, date, command."""
+    import jax  # here alone: what else this module holds the PyTorch twin uses too, without JAX
+
+    return describe_origin(PACKAGES, jax.devices()[0].device_kind, jax.default_backend())
+
+
+def describe_origin(packages: Iterable[str], device: str, backend: str) -> dict[str, Any]:
+    """Where a result comes from: versions of Python and of `packages`, commit, machine, date, command."""
     return {
         "python": platform.python_version(),
-        **{package: version(package) for package in PACKAGES},
+        **{package: version(package) for package in packages},
         "commit": _commit(),
-        "device": jax.devices()[0].device_kind,
-        "backend": jax.default_backend(),
+        "device": device,
+        "backend": backend,
         "machine": f"{_cpu_name()}, {os.cpu_count()} CPU cores",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": _command(),

@@ -1,0 +1,85 @@
+"""Asking a multiplier for products and scoring its answers, whichever framework computes them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ttm_jax.metrics import correct_positions, create_target_mask
+from ttm_jax.multiplication import MAX_DIGITS, encode_answers, encode_problems
+from ttm_jax.vocab import tokens_to_answer
+
+
+class AnyMultiplier(ABC):
+    """A trained multiplier of either twin."""
+
+    @abstractmethod
+    def predict(
+        self, inputs_BxS: np.ndarray, batch_size: int = 512, num_steps: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Predicted tokens [B, T] and their probabilities [B, T], computed `batch_size` rows at a time."""
+
+    def multiply(self, a: Sequence[int], b: Sequence[int], batch_size: int = 512) -> list[int | None]:
+        """The products of a[i] and b[i] as the network writes them; None where it wrote no number.
+
+        Raises:
+            ValueError: if the sequences differ in length, or an operand is not an int in 0..99999.
+        """
+        first, second = np.atleast_1d(np.asarray(a)), np.atleast_1d(np.asarray(b))
+        if first.shape != second.shape or first.ndim != 1:
+            raise ValueError(f"operands must be two sequences of one length, got {first.shape} and {second.shape}")
+        for numbers in (first, second):
+            if not len(numbers):
+                return []
+            if numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= 10**MAX_DIGITS:
+                raise ValueError(f"operands must be integers in 0..{10**MAX_DIGITS - 1}")
+        predictions, _ = self.predict(encode_problems(first, second), batch_size)
+        return [tokens_to_answer(tokens) for tokens in predictions]
+
+
+@dataclass(frozen=True)
+class Score:
+    """How a multiplier did on a set of pairs.
+
+    Attributes:
+        correct, total: pairs answered exactly, and all.
+        place_correct, place_total: of each output position, units first; positions after EOS don't count.
+    """
+
+    correct: int
+    total: int
+    place_correct: tuple[int, ...]
+    place_total: tuple[int, ...]
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / max(self.total, 1)
+
+
+def answer_pairs(
+    multiplier: AnyMultiplier, pairs_Px2: np.ndarray, num_steps: int | None = None, batch_size: int = 512
+) -> tuple[np.ndarray, np.ndarray]:
+    """Predicted and true answer tokens [P, T] of pairs of operands."""
+    inputs = encode_problems(*pairs_Px2.T)
+    predictions, _ = multiplier.predict(inputs, batch_size, num_steps)
+    targets = encode_answers(pairs_Px2.prod(axis=1), inputs.shape[1])[:, : predictions.shape[1]]
+    return predictions, targets
+
+
+def score_answers(predictions_PxT: np.ndarray, targets_PxT: np.ndarray) -> Score:
+    """Counts of right answers and of right digits."""
+    right = correct_positions(predictions_PxT, targets_PxT)
+    asked = create_target_mask(targets_PxT).astype(bool)
+    return Score(
+        int(right.all(axis=1).sum()),
+        len(targets_PxT),
+        tuple((right & asked).sum(axis=0).tolist()),
+        tuple(asked.sum(axis=0).tolist()),
+    )
+
+
+def add_scores(scores: list[Score]) -> Score:
+    """All pairs of several scores as one."""
+    places = [np.sum([getattr(s, name) for s in scores], axis=0).tolist() for name in ("place_correct", "place_total")]
+    return Score(sum(s.correct for s in scores), sum(s.total for s in scores), *map(tuple, places))
