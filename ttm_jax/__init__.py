@@ -1,91 +1,99 @@
-"""Token Turing Machines (arXiv 2211.09119) in JAX/Flax, trained on multiplication."""
+"""Token Turing Machines (arXiv 2211.09119) in JAX/Flax, trained on multiplication.
 
-from ttm_jax import flops
-from ttm_jax.checkpoint import CheckpointError
-from ttm_jax.config import (
-    Config,
-    ConfigError,
-    CurriculumConfig,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
-    load_config,
-)
-from ttm_jax.inference import Multiplier, load
-from ttm_jax.layers import FeedForward, MultiHeadAttention, Positions
-from ttm_jax.losses import (
-    compute_ce_loss,
-    compute_eos_bce,
-    compute_masked_ce_loss,
-    compute_normalized_ce_loss,
-    compute_total_loss,
-    create_eos_target,
-    create_target_mask,
-    find_eos_positions,
-)
-from ttm_jax.machine import (
-    SimpleTokenTuringMachine,
-    SimpleTokenTuringMachineStep,
-    TokenTuringMachine,
-    TokenTuringMachineStep,
-)
-from ttm_jax.memory import (
-    Read,
-    add_positional_info,
-    add_write_positional_info,
-    concat_for_write,
-    concat_memory_input,
-    concat_write,
-    erase_add_write,
-    erase_and_add,
-    make_write,
-    read_operation,
-    write_operation,
-)
-from ttm_jax.metrics import exact_match, position_accuracy, sequence_accuracy, wilson_interval
-from ttm_jax.multiplication import MultiplicationDataset, augment_batch, held_out_pairs, is_held_out
-from ttm_jax.multiplier import (
-    OutputHead,
-    TTMModel,
-    apply_digit_mask,
-    apply_eos_boost,
-    apply_eos_masking,
-    create_eos_mask,
-    create_position_indices,
-    detect_eos,
-    extract_eos_probs,
-)
-from ttm_jax.optimizer import clip_by_global_norm, learning_rate_schedule, make_optimizer
-from ttm_jax.processing import (
-    MixerStack,
-    MLPStack,
-    TransformerBlock,
-    TransformerStack,
-    make_processor,
-    process,
-)
-from ttm_jax.state import TrainState, create_state, eval_step, train_step
-from ttm_jax.summarize import (
-    MLPSummarizer,
-    PoolingSummarizer,
-    QuerySummarizer,
-    compute_importance_weights,
-    normalize_weights,
-    pooling_summarize,
-    query_summarize,
-    token_summarize,
-    weighted_sum,
-)
-from ttm_jax.vocab import (
-    DIGIT_TOKENS,
-    EOS_TOKEN,
-    PAD_TOKEN,
-    TIMES_TOKEN,
-    VOCAB_SIZE,
-    number_to_tokens,
-    tokens_to_string,
-)
+A name is imported when it is first asked for: the modules that both twins use (`ttm_jax.config`, `ttm_jax.loop` and
+others) can be imported without JAX, and `import ttm_jax` costs nothing.
+"""
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ttm_jax import flops
+    from ttm_jax.checkpoint_files import CheckpointError
+    from ttm_jax.config import (
+        Config,
+        ConfigError,
+        CurriculumConfig,
+        DataConfig,
+        ModelConfig,
+        OptimizerConfig,
+        TrainConfig,
+        load_config,
+    )
+    from ttm_jax.inference import Multiplier, load
+    from ttm_jax.layers import FeedForward, MultiHeadAttention, Positions
+    from ttm_jax.losses import (
+        compute_ce_loss,
+        compute_eos_bce,
+        compute_masked_ce_loss,
+        compute_normalized_ce_loss,
+        compute_total_loss,
+        create_eos_target,
+        find_eos_positions,
+    )
+    from ttm_jax.machine import (
+        SimpleTokenTuringMachine,
+        SimpleTokenTuringMachineStep,
+        TokenTuringMachine,
+        TokenTuringMachineStep,
+    )
+    from ttm_jax.memory import (
+        Read,
+        add_positional_info,
+        add_write_positional_info,
+        concat_for_write,
+        concat_memory_input,
+        concat_write,
+        erase_add_write,
+        erase_and_add,
+        make_write,
+        read_operation,
+        write_operation,
+    )
+    from ttm_jax.metrics import create_target_mask, exact_match, position_accuracy, sequence_accuracy, wilson_interval
+    from ttm_jax.multiplication import MultiplicationDataset, augment_batch, held_out_pairs, is_held_out
+    from ttm_jax.multiplier import (
+        OutputHead,
+        TTMModel,
+        apply_digit_mask,
+        apply_eos_boost,
+        apply_eos_masking,
+        create_eos_mask,
+        create_position_indices,
+        detect_eos,
+        extract_eos_probs,
+    )
+    from ttm_jax.optimizer import clip_by_global_norm, learning_rate_schedule, make_optimizer
+    from ttm_jax.processing import (
+        MixerStack,
+        MLPStack,
+        TransformerBlock,
+        TransformerStack,
+        make_processor,
+        process,
+    )
+    from ttm_jax.state import TrainState, create_state, eval_step, train_step
+    from ttm_jax.summarize import (
+        MLPSummarizer,
+        PoolingSummarizer,
+        QuerySummarizer,
+        compute_importance_weights,
+        normalize_weights,
+        pooling_summarize,
+        query_summarize,
+        token_summarize,
+        weighted_sum,
+    )
+    from ttm_jax.vocab import (
+        DIGIT_TOKENS,
+        EOS_TOKEN,
+        PAD_TOKEN,
+        TIMES_TOKEN,
+        VOCAB_SIZE,
+        number_to_tokens,
+        tokens_to_string,
+    )
 
 __all__ = [
     "DIGIT_TOKENS",
@@ -173,3 +181,50 @@ __all__ = [
     "wilson_interval",
     "write_operation",
 ]
+
+# The module of each name, in the order in which data flows; the imports above, for those who run the code.
+_NAMES = {
+    "vocab": "DIGIT_TOKENS EOS_TOKEN PAD_TOKEN TIMES_TOKEN VOCAB_SIZE number_to_tokens tokens_to_string",
+    "multiplication": "MultiplicationDataset augment_batch held_out_pairs is_held_out",
+    "config": "Config ConfigError CurriculumConfig DataConfig ModelConfig OptimizerConfig TrainConfig load_config",
+    "summarize": (
+        "MLPSummarizer PoolingSummarizer QuerySummarizer compute_importance_weights normalize_weights "
+        "pooling_summarize query_summarize token_summarize weighted_sum"
+    ),
+    "memory": (
+        "Read add_positional_info add_write_positional_info concat_for_write concat_memory_input concat_write "
+        "erase_add_write erase_and_add make_write read_operation write_operation"
+    ),
+    "processing": "MixerStack MLPStack TransformerBlock TransformerStack make_processor process",
+    "layers": "FeedForward MultiHeadAttention Positions",
+    "machine": "SimpleTokenTuringMachine SimpleTokenTuringMachineStep TokenTuringMachine TokenTuringMachineStep",
+    "multiplier": (
+        "OutputHead TTMModel apply_digit_mask apply_eos_boost apply_eos_masking create_eos_mask "
+        "create_position_indices detect_eos extract_eos_probs"
+    ),
+    "losses": (
+        "compute_ce_loss compute_eos_bce compute_masked_ce_loss compute_normalized_ce_loss compute_total_loss "
+        "create_eos_target find_eos_positions"
+    ),
+    "metrics": "create_target_mask exact_match position_accuracy sequence_accuracy wilson_interval",
+    "optimizer": "clip_by_global_norm learning_rate_schedule make_optimizer",
+    "state": "TrainState create_state eval_step train_step",
+    "checkpoint_files": "CheckpointError",
+    "inference": "Multiplier load",
+}
+_MODULE = {name: module for module, names in _NAMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE:
+        value = getattr(importlib.import_module(f"ttm_jax.{_MODULE[name]}"), name)
+    elif not name.startswith("_") and importlib.util.find_spec(f"ttm_jax.{name}"):
+        value = importlib.import_module(f"ttm_jax.{name}")
+    else:
+        raise AttributeError(f"module 'ttm_jax' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,5 +1,6 @@
 """The names that `import ttm_jax` gives."""
 
+import ast
 import inspect
 import os
 import subprocess
@@ -10,9 +11,13 @@ import pytest
 
 import ttm_jax
 
-NAMES = sorted(
-    name for name, value in vars(ttm_jax).items() if not name.startswith("_") and not inspect.ismodule(value)
-)
+NAMES = [name for name in ttm_jax.__all__ if not inspect.ismodule(getattr(ttm_jax, name))]
+
+
+def run_python(code):
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    folder = Path(ttm_jax.__file__).parents[1]
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -35,8 +40,38 @@ def test_every_name_says_what_it_is(name):
 
 def test_importing_starts_no_backend():
     """The number of devices can still be chosen afterwards."""
-    code = "import ttm_jax, jax; jax.config.update('jax_num_cpu_devices', 2); assert jax.device_count() == 2"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    folder = Path(ttm_jax.__file__).parents[1]
-    result = subprocess.run([sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True)
+    code = (
+        "from ttm_jax import *; import jax; jax.config.update('jax_num_cpu_devices', 2); assert jax.device_count() == 2"
+    )
+    result = run_python(code)
     assert result.returncode == 0, result.stderr
+
+
+def test_names_are_those_that_type_checkers_see():
+    """They read imports that are never executed."""
+    tree = ast.parse(Path(ttm_jax.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    assert set(seen) == set(ttm_jax.__all__) <= set(dir(ttm_jax))
+    for name, module in seen.items():
+        value = getattr(ttm_jax, name)
+        assert value is getattr(sys.modules[module], name)
+        assert getattr(value, "__module__", module) == module  # no detour
+
+
+def test_modules_are_attributes():
+    result = run_python("import ttm_jax; ttm_jax.multiplication.encode_answers; ttm_jax.config.find_config('quick')")
+    assert result.returncode == 0, result.stderr
+
+
+def test_what_is_not_there_is_said():
+    with pytest.raises(AttributeError, match="module 'ttm_jax' has no attribute 'TokenTuringMachin'"):
+        _ = ttm_jax.TokenTuringMachin
+    with pytest.raises(ImportError, match="cannot import name 'loda' from 'ttm_jax'"):
+        exec("from ttm_jax import loda")
+
+
+@pytest.mark.parametrize("module", ["ttm_jax", "ttm_jax.answers", "ttm_jax.checkpoint_files", "ttm_torch"])
+def test_what_needs_no_jax_does_not_import_it(module):
+    result = run_python(f"import sys, {module}; print(*sorted({{'jax', 'flax', 'optax', 'orbax'}} & {{*sys.modules}}))")
+    assert (result.returncode, result.stdout) == (0, "\n"), result.stderr
