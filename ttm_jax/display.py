@@ -156,6 +156,21 @@ class LiveDisplay:
         return Group(self._progress, self._line, self._table)  # a low screen cuts off the end
 
 
+class Throughput:
+    """Examples a second over the last ten seconds or so, the first step (compilation) left out."""
+
+    def __init__(self, batch_size: int, span: int = 64):
+        self._batch_size, self._span = batch_size, span
+        self._times: list[float] = []
+
+    def tick(self) -> float | None:
+        self._times = [*self._times[-self._span :], time.perf_counter()]
+        if len(self._times) < 4:
+            return None
+        recent = self._times[2:] if len(self._times) <= self._span else self._times
+        return self._batch_size * (len(recent) - 1) / (recent[-1] - recent[0])
+
+
 def make_display(total_steps: int, start_step: int) -> Display:
     """The live screen where stdout is a terminal, plain lines where it is not."""
     return LiveDisplay(total_steps, start_step) if sys.stdout.isatty() else PlainDisplay(total_steps)

@@ -387,7 +387,7 @@ class TestCommand:
                 signal.raise_signal(signal.SIGINT)
 
         display.step = interrupt_twice
-        monkeypatch.setattr(ttm_jax.train, "make_display", lambda total, start: display)
+        monkeypatch.setattr(ttm_jax.training_command, "make_display", lambda total, start: display)
         code, _, err = command("--config", config_file, "--workdir", tmp_path / "run")
         assert code == 130
         assert "stopped at once; --resume goes on from the latest checkpoint" in err.splitlines()[-1]
