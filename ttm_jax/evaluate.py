@@ -1,123 +1,18 @@
-"""Exact match on held-out pairs, and the command that measures a checkpoint.
+"""The command that measures a checkpoint on held-out pairs.
 
 python -m ttm_jax.evaluate runs/quick
 """
 
-import argparse
-import json
 import sys
-import time
 
-import numpy as np
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-
-from ttm_jax.answers import AnyMultiplier, Score, add_scores, answer_pairs, score_answers
-from ttm_jax.checkpoint import CheckpointError
-from ttm_jax.cli import Parser, fail, positive_int
+from ttm_jax.grid import make_evaluation_parser, run_evaluation
 from ttm_jax.inference import load
-from ttm_jax.metrics import wilson_interval
-from ttm_jax.multiplication import MAX_DIGITS, held_out_pairs
 from ttm_jax.run_folder import provenance
 
 
-def evaluate_grid(
-    multiplier: AnyMultiplier,
-    max_digits: int = MAX_DIGITS,
-    pairs: int = 1000,
-    batch_size: int = 512,
-    progress: bool = False,
-) -> dict[str, Score]:
-    """The score of each pair of operand lengths "1x1", "1x2", ... on at most `pairs` held-out pairs.
-
-    "3x2" is a first operand of three digits by a second one of two. The pairs of "1x1" are those of training,
-    which holds none of them out.
-    """
-    scores = {}
-    digits = range(1, max_digits + 1)
-    for n in track(digits, "evaluating", console=Console(stderr=True), transient=True, disable=not progress):
-        sets = [held_out_pairs((n, m), pairs) for m in digits]
-        answers = answer_pairs(multiplier, np.concatenate(sets), 2 * max_digits + 1, batch_size)
-        ends = np.cumsum([len(pairs_Px2) for pairs_Px2 in sets])[:-1]
-        for m, predictions, targets in zip(digits, *(np.split(tokens, ends) for tokens in answers), strict=True):
-            scores[f"{n}x{m}"] = score_answers(predictions, targets)
-    return scores
-
-
-def report(scores: dict[str, Score], seconds: float) -> dict:
-    """The scores as one JSON object; `exact_match` maps each length to correct and total."""
-    everything = add_scores(list(scores.values()))
-    return {
-        "exact_match": {name: {"correct": s.correct, "total": s.total} for name, s in scores.items()},
-        "interval_95": {name: list(wilson_interval(s.correct, s.total)) for name, s in scores.items()},
-        "digit_accuracy": [
-            correct / total if total else None
-            for correct, total in zip(everything.place_correct, everything.place_total, strict=True)
-        ],
-        "position_accuracy": sum(everything.place_correct) / sum(everything.place_total),
-        "sequence_accuracy": everything.accuracy,
-        "seconds": seconds,
-    }
-
-
-def grid_table(scores: dict[str, Score]) -> Table:
-    """The n x m grid for people: percentage, interval and counts."""
-    digits = sorted({name.split("x")[0] for name in scores})
-    table = Table(title="exact match on held-out pairs: %, 95 % interval, right/pairs", title_justify="left")
-    table.add_column("digits", justify="right")
-    for m in digits:
-        table.add_column(f"x {m}", justify="right")
-    for n in digits:
-        cells = []
-        for m in digits:
-            score = scores[f"{n}x{m}"]
-            low, high = wilson_interval(score.correct, score.total)
-            cells.append(f"{100 * score.accuracy:.1f}\n{100 * low:.1f}-{100 * high:.1f}\n{score.correct}/{score.total}")
-        table.add_row(n, *cells, end_section=True)
-    return table
-
-
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m ttm_jax.evaluate",
-        description="Exact match of a trained multiplier on held-out pairs, by the digits of the operands.",
-        epilog="example: python -m ttm_jax.evaluate runs/quick --pairs 1000",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("checkpoint", help="a checkpoint, or a run folder (its best checkpoint)")
-    parser.add_argument("--pairs", type=positive_int, default=1000, help="held-out pairs a cell, at most")
-    parser.add_argument(
-        "--max-digits", type=int, choices=range(1, MAX_DIGITS + 1), default=MAX_DIGITS, help="of an operand"
-    )
-    parser.add_argument("--batch-size", type=positive_int, default=512, help="problems computed at a time")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    args = parser.parse_args(argv)
-    try:
-        multiplier = load(args.checkpoint)
-    except CheckpointError as error:
-        return fail(parser, error)
-
-    start = time.perf_counter()
-    progress = not args.json and sys.stderr.isatty()
-    scores = evaluate_grid(multiplier, args.max_digits, args.pairs, args.batch_size, progress)
-    result = report(scores, time.perf_counter() - start)
-    if args.json:
-        print(json.dumps({"checkpoint": args.checkpoint, **result, "provenance": provenance()}))
-        return 0
-    console = Console()
-    console.print(f"checkpoint {multiplier.path}", highlight=False, soft_wrap=True)
-    console.print(grid_table(scores))
-    console.print("1 x 1 is all 100 pairs, trained on too; no other pair was ever trained on.")
-    places = "  ".join("-" if p is None else f"{100 * p:.1f}" for p in result["digit_accuracy"])
-    console.print(f"% right by place, units first, the closing EOS counted: {places}", highlight=False)
-    console.print(
-        f"position accuracy {100 * result['position_accuracy']:.2f} %, "
-        f"sequence accuracy {100 * result['sequence_accuracy']:.2f} % over the grid, "
-        f"{sum(s.total for s in scores.values())} pairs in {result['seconds']:.1f} s",
-        highlight=False,
-    )
-    return 0
+    parser = make_evaluation_parser("ttm_jax", "runs/quick")
+    return run_evaluation(parser, parser.parse_args(argv), load, provenance)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ import pytest
 from rich.console import Console
 
 import ttm_jax
+from ttm_jax.answers import Score, add_scores, score_answers
 from ttm_jax.checkpoint import find_checkpoint
-from ttm_jax.evaluate import Score, add_scores, evaluate_grid, grid_table, main, report, score_answers
+from ttm_jax.evaluate import main
+from ttm_jax.grid import evaluate_grid, grid_table, report
 from ttm_jax.metrics import wilson_interval
 from ttm_jax.multiplication import count_digits, decode_problems, encode_answers, held_out_pairs
 
@@ -58,10 +60,8 @@ def test_the_grid_agrees_with_multiplying(tiny_run):
     assert scores["1x1"].correct > 0
 
 
-def test_rows_of_the_grid_are_first_operands(tiny_config):
+def test_rows_of_the_grid_are_first_operands():
     class OnlyWithTheLongerFirst:
-        config = tiny_config
-
         def predict(self, inputs, batch_size, num_steps):
             a, b = decode_problems(inputs)
             right = count_digits(a) > count_digits(b)
