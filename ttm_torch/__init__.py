@@ -1,6 +1,7 @@
 """Token Turing Machines (arXiv 2211.09119) in PyTorch: the readable twin of `ttm_jax`."""
 
 from ttm_torch import nn
+from ttm_torch.checkpoint import CheckpointError
 from ttm_torch.config import (
     Config,
     ConfigError,
@@ -8,6 +9,7 @@ from ttm_torch.config import (
     OptimizerConfig,
     load_config,
 )
+from ttm_torch.inference import Multiplier, load
 from ttm_torch.layers import (
     Embedding,
     FeedForward,
@@ -74,7 +76,7 @@ from ttm_torch.processing import (
     make_processor,
     process,
 )
-from ttm_torch.state import eval_step, train_step
+from ttm_torch.state import TrainState, create_state, eval_step, train_step
 from ttm_torch.summarize import (
     MLPSummarizer,
     PoolingSummarizer,
@@ -102,6 +104,7 @@ __all__ = [
     "PAD_TOKEN",
     "TIMES_TOKEN",
     "VOCAB_SIZE",
+    "CheckpointError",
     "Config",
     "ConfigError",
     "Embedding",
@@ -112,6 +115,7 @@ __all__ = [
     "ModelConfig",
     "MultiHeadAttention",
     "MultiplicationDataset",
+    "Multiplier",
     "Muon",
     "OptimizerConfig",
     "PoolingSummarizer",
@@ -123,6 +127,7 @@ __all__ = [
     "TTMModel",
     "TokenTuringMachine",
     "TokenTuringMachineStep",
+    "TrainState",
     "TransformerBlock",
     "TransformerStack",
     "add_positional_info",
@@ -143,6 +148,7 @@ __all__ = [
     "create_eos_mask",
     "create_eos_target",
     "create_position_indices",
+    "create_state",
     "create_target_mask",
     "detect_eos",
     "erase_add_write",
@@ -154,6 +160,7 @@ __all__ = [
     "held_out_pairs",
     "is_held_out",
     "learning_rate",
+    "load",
     "load_config",
     "make_optimizer",
     "make_processor",

@@ -7,7 +7,7 @@ token gives the logits of that digit. The running sum and the carry have to live
 import torch
 from torch import Tensor, nn
 
-from ttm_torch.config import ModelConfig
+from ttm_torch.config import ConfigError, ModelConfig
 from ttm_torch.initializers import lecun_normal, normal
 from ttm_torch.layers import Embedding, at_least_float32, gelu
 from ttm_torch.machine import TokenTuringMachine
@@ -18,6 +18,7 @@ NUM_DIGIT_LOGITS = 11  # tokens 0-10: the sign shares the digits' head, so that 
 PAD_LOGIT = -10_000.0
 EOS_BIAS = 1000.0
 EOS_THRESHOLD = 0.5
+DTYPES = (("float32", "float32"), ("float64", "float64"), ("bfloat16", "float32"))
 _SIGN_INDEX, _OTHER_INDEX = MAX_DIGITS, 2 * MAX_DIGITS + 1
 
 
@@ -71,6 +72,15 @@ def apply_eos_masking(logits_BxSxV: Tensor, has_eos_BxS: Tensor) -> Tensor:
     return apply_eos_boost(apply_digit_mask(logits_BxSxV, mask_BxS), mask_BxS)
 
 
+def check_dtypes(config: ModelConfig) -> None:
+    """Raises ConfigError for a pair of types that the twin does not compute with."""
+    if (config.dtype, config.param_dtype) not in DTYPES:
+        raise ConfigError(
+            "model.dtype and model.param_dtype must in PyTorch be both float32, both float64, or bfloat16 and float32; "
+            f"got {config.dtype} and {config.param_dtype}"
+        )
+
+
 class OutputHead(nn.Module):
     """Tokens [..., D] to logits [..., 13]: two GELU layers, then digits and EOS; padding is never the answer."""
 
@@ -93,13 +103,17 @@ class TTMModel(nn.Module):
         model = TTMModel(config.model)
         logits_BxSx13 = model(inputs_BxS)
 
-    `config.dtype` "bfloat16" with wider parameters computes under autocast. `config.remat` is of no effect: it changes
-    no result.
+    `config.dtype` "bfloat16" computes under autocast, with the memory and the loss in float32. `config.remat` is of no
+    effect: it changes no result.
+
+    Raises:
+        ConfigError: for types other than those of DTYPES.
     """
 
     def __init__(self, config: ModelConfig | None = None):
         super().__init__()
         self.config = c = ModelConfig() if config is None else config
+        check_dtypes(c)
         self.token_embed = Embedding(VOCAB_SIZE, c.width, normal(1.0))
         self.pos_embed = Embedding(c.seq_len, c.width, normal(0.5))
         self.place_embed = Embedding(c.seq_len, c.width, normal(0.5))
@@ -151,8 +165,7 @@ class TTMModel(nn.Module):
         if not 1 <= num_steps <= c.seq_len:
             raise ValueError(f"num_steps must be in 1..{c.seq_len}, got {num_steps}")
 
-        autocast = c.dtype == "bfloat16" and c.param_dtype != "bfloat16"
-        with torch.autocast(inputs_BxS.device.type, torch.bfloat16, enabled=autocast):
+        with torch.autocast(inputs_BxS.device.type, torch.bfloat16, enabled=c.dtype == "bfloat16"):
             problem_BxSxD = self._embed_inputs(inputs_BxS)
             places_TxD = self.place_embed.weight[:num_steps]
             outputs_BxTxRxD, _ = self.machine(problem_BxSxD[:, None] + places_TxD[None, :, None])

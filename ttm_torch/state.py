@@ -1,17 +1,55 @@
-"""The two steps of a training."""
+"""The state of a training and the two steps on it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from ttm_torch.config import Config
 from ttm_torch.losses import CARRY_LOSS_SCALE, compute_carry_loss, compute_total_loss
-from ttm_torch.metrics import position_accuracy, sequence_accuracy
+from ttm_torch.metrics import exact_match, position_accuracy, sequence_accuracy
 from ttm_torch.multiplier import TTMModel, apply_eos_masking, detect_eos
+from ttm_torch.optimizer import Scheduler, make_optimizer, make_scheduler
 
 _NAMES = ("inputs", "targets", "carries")
+
+
+@dataclass
+class TrainState:
+    """All that training changes."""
+
+    model: TTMModel
+    optimizer: torch.optim.Optimizer
+    scheduler: Scheduler
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return self.scheduler.last_epoch
+
+
+def create_state(config: Config, device: torch.device | str = "cpu") -> TrainState:
+    """A fresh state; parameters follow from `config.train.seed` alone."""
+    model = create_model(config).to(device)
+    optimizer = make_optimizer(model, config.optimizer)
+    return TrainState(model, optimizer, make_scheduler(optimizer, config.optimizer))
+
+
+def create_model(config: Config) -> TTMModel:
+    """The model of a fresh state, on the CPU; the global random numbers are left where they are."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(random_seed(config))
+        return TTMModel(config.model)
+
+
+def random_seed(config: Config, step: int = -1) -> int:
+    """The seed of the initialisation, or of the dropout in step n: a resumed run drops what it would have dropped."""
+    return int(np.random.SeedSequence([config.train.seed, step + 1]).generate_state(1, np.uint64)[0])
 
 
 def loss_fn(model: TTMModel, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -40,30 +78,62 @@ def train_step(
         scheduler: sets the rate of the next step.
         max_grad_norm: gradients are scaled down to this norm; None: left as they are.
     """
+    return train_step_with_metrics(model, batch, optimizer, scheduler, max_grad_norm)["loss"]
+
+
+def train_step_with_metrics(
+    model: TTMModel,
+    batch: Any,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LRScheduler | None = None,
+    max_grad_norm: float | None = 1.0,
+) -> dict[str, Any]:
+    """As `train_step`; gives "loss", "grad_norm" (before clipping), "learning_rate" and "exact_match" [B]."""
     model.train()
-    loss, _ = loss_fn(model, _tensors(model, batch))
+    batch = _tensors(model, batch)
+    loss, logits_BxTxV = loss_fn(model, batch)
     optimizer.zero_grad()
     loss.backward()
-    if max_grad_norm is not None:
-        nn.utils.clip_grad_norm_(model.parameters(), max_norm=max_grad_norm)
+    metrics = {
+        "loss": loss.detach(),
+        "grad_norm": _clip_gradients(model, max_grad_norm),
+        "learning_rate": optimizer.param_groups[0]["lr"],
+        "exact_match": exact_match(logits_BxTxV.argmax(dim=-1), batch["targets"]),
+    }
     optimizer.step()
     if scheduler is not None:
         scheduler.step()
-    return loss.detach()
+    return metrics
 
 
-@torch.no_grad()
+def _clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
+    """Scales the gradients down to a norm, where one is given; the norm that they had."""
+    if max_norm is None:
+        return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return nn.utils.clip_grad_norm_(model.parameters(), max_norm=max_norm)
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout off and no gradients; afterwards the model is in the mode that it was in."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
 def eval_step(model: TTMModel, batch: Any) -> dict[str, Tensor]:
     """Predictions and accuracy on `batch` (as of `train_step`), dropout off, EOS masking on.
 
     Returns "predictions" [B, T], "probabilities" [B, T] (of the predicted tokens), "loss",
     "position_accuracy" and "sequence_accuracy". The model is left in the mode that it was in.
     """
-    was_training = model.training
-    model.eval()
     batch = _tensors(model, batch)
-    loss, logits_BxTxV = loss_fn(model, batch)
-    model.train(was_training)
+    with evaluation_mode(model):
+        loss, logits_BxTxV = loss_fn(model, batch)
     logits_BxTxV = apply_eos_masking(logits_BxTxV, detect_eos(logits_BxTxV))
     predictions_BxT = logits_BxTxV.argmax(dim=-1)
     return {

@@ -1,0 +1,52 @@
+"""Using a trained multiplier: load a checkpoint, multiply numbers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ttm_jax.answers import AnyMultiplier
+from ttm_torch.checkpoint import find_checkpoint, load_meta, load_model
+from ttm_torch.config import Config
+from ttm_torch.multiplier import TTMModel
+from ttm_torch.state import evaluation_mode
+
+
+@dataclass(frozen=True)
+class Multiplier(AnyMultiplier):
+    """A trained model; it computes where its weights are.
+
+    Attributes:
+        model: the module.
+        config: the config that it was trained with.
+        path: the checkpoint that it came from.
+    """
+
+    model: TTMModel
+    config: Config
+    path: Path
+
+    def predict(
+        self, inputs_BxS: np.ndarray, batch_size: int = 512, num_steps: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Predicted tokens [B, T] and their probabilities [B, T], computed `batch_size` rows at a time."""
+        device = next(self.model.parameters()).device
+        predictions, probabilities = [], []
+        with evaluation_mode(self.model):
+            for chunk_BxS in torch.as_tensor(inputs_BxS, device=device).split(batch_size):
+                logits_BxTxV = self.model(chunk_BxS, num_steps)
+                predictions.append(logits_BxTxV.argmax(dim=-1))
+                probabilities.append(logits_BxTxV.softmax(dim=-1).amax(dim=-1))
+        return torch.cat(predictions).cpu().numpy(), torch.cat(probabilities).cpu().numpy()
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> Multiplier:
+    """The multiplier of a checkpoint, or of a run folder (its best checkpoint, or else its latest).
+
+    Raises:
+        CheckpointError: naming the path and what is wrong with it.
+    """
+    path = find_checkpoint(path)
+    config, _ = load_meta(path)
+    return Multiplier(load_model(path, config).to(device), config, path)

@@ -1,0 +1,100 @@
+"""Training in PyTorch, and its command: the loop, the data and the run folder of `ttm_jax.train`.
+
+python -m ttm_torch.train                                      # two CPU cores, ten minutes or so
+python -m ttm_torch.train --config multiplication              # the checklist's sizes
+python -m ttm_torch.train --workdir runs/quick-torch --resume  # go on
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ttm_jax.answers import answer_pairs
+from ttm_jax.cli import Parser
+from ttm_jax.loop import NonFiniteLoss, TrainingLoop
+from ttm_jax.training_command import make_training_parser, resolve, run_training
+from ttm_torch.checkpoint import FORMAT, CheckpointFolder, load_state
+from ttm_torch.config import Config
+from ttm_torch.device import add_device_flag, find_device
+from ttm_torch.inference import Multiplier
+from ttm_torch.multiplier import check_dtypes
+from ttm_torch.run_folder import device_name, provenance
+from ttm_torch.state import TrainState, create_state, random_seed, train_step_with_metrics
+
+__all__ = ["NonFiniteLoss", "Trainer", "main", "make_parser", "resolve"]
+
+
+class Trainer(TrainingLoop[TrainState]):
+    """The loop in PyTorch.
+
+    Args:
+        config, workdir, resume, stop_requested: as of `TrainingLoop`.
+        device: "cpu" or "cuda"; a GPU where there is one, if None.
+
+    Raises:
+        ConfigError: also where there is no such device, or the types are not the twin's.
+    """
+
+    checkpoint_format = FORMAT
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: str | Path,
+        resume: bool = False,
+        stop_requested: Callable[[], bool] = lambda: False,
+        device: str | None = None,
+    ):
+        check_dtypes(config.model)
+        self.device = find_device(device)
+        super().__init__(config, workdir, resume, stop_requested)
+
+    def _create_state(self) -> TrainState:
+        return create_state(self.config, self.device)
+
+    def _load_state(self, checkpoint: Path) -> TrainState:
+        return load_state(checkpoint, self.config, self.device)
+
+    def _open_checkpoints(self, kind: str) -> CheckpointFolder:
+        return CheckpointFolder(self.folder.path, kind)
+
+    def _describe_origin(self) -> dict[str, Any]:
+        return provenance(self.device)
+
+    def describe_model(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.state.model.parameters())
+        return f"{parameters:,} parameters on {device_name(self.device)}"
+
+    def _train_step(self, arrays: dict[str, np.ndarray]) -> Mapping[str, Any]:
+        state = self.state
+        torch.manual_seed(random_seed(self.config, state.step))
+        clip = self.config.optimizer.max_grad_norm
+        metrics = train_step_with_metrics(state.model, arrays, state.optimizer, state.scheduler, clip)
+        return {**metrics, "exact_match": metrics["exact_match"].cpu().numpy()}
+
+    def _answer(self, pairs_Px2: np.ndarray, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+        multiplier = Multiplier(self.state.model, self.config, self.folder.path)
+        return answer_pairs(multiplier, pairs_Px2, num_steps, self.config.train.eval_batch_size)
+
+
+def make_parser() -> Parser:
+    """The command line; every key of the config is a dotted flag."""
+    parser = make_training_parser("ttm_torch", run_name="{name}-torch")
+    add_device_flag(parser)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    kept_flags = ["--device", args.device] if args.device else []
+    return run_training(parser, args, partial(Trainer, device=args.device), kept_flags)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
