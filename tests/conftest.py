@@ -1,8 +1,15 @@
-"""Strict settings for every test. They must stand before the first import of the packages under test."""
+"""Strict settings for every test, a tiny configuration, and runs of it.
+
+The settings must stand before the first import of the packages under test.
+"""
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +24,39 @@ torch.set_num_threads(1)  # small arrays: more threads wait for each other
 
 # Shape and dtype contracts of the public pure functions: checked here, free for users.
 install_import_hook(["ttm_jax.summarize", "ttm_jax.memory", "ttm_jax.processing"], "beartype.beartype")
+
+import ttm_jax  # noqa: E402
+from ttm_jax.config import Config, config_from_dict, config_to_toml  # noqa: E402
+
+# Forty steps. The stage ends at step 20, in the middle of a mixture window; dropout and augmentation are on.
+# The cheapest modes of the machine, because each new config compiles a training step of its own.
+TINY = {
+    "model": {
+        "width": 16,
+        "memory_size": 4,
+        "process_size": 2,
+        "read": "pooling",
+        "write": "concat",
+        "processing": "mlp",
+        "num_layers": 1,
+        "mlp_dim": 16,
+        "num_heads": 2,
+        "dropout_rate": 0.1,
+        "carry_head": True,
+    },
+    "data": {"batch_size": 8, "stages": [[0, 9], [0, 99]], "max_digits": [2, 2]},
+    "curriculum": {"last_stage": 1, "max_epochs_per_stage": 3, "mixture_every": 3},
+    "optimizer": {"learning_rate": 1e-2, "warmup_steps": 5},
+    "train": {
+        "seed": 7,
+        "max_epochs": 8,
+        "steps_per_epoch": 5,
+        "eval_every_epochs": 2,
+        "eval_pairs": 16,
+        "eval_batch_size": 16,
+        "patience_epochs": "none",
+    },
+}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -62,3 +102,169 @@ def normal() -> Callable[..., jax.Array]:
         return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
 
     return draw
+
+
+class RecordingDisplay:
+    """Keeps what the training loop tells."""
+
+    def __init__(self) -> None:
+        self.messages: list[str] = []
+        self.steps: list[int] = []
+        self.records: list[dict[str, Any]] = []
+        self.evaluations: list[tuple[dict[str, Any], list[tuple[str, str, str]]]] = []
+
+    def __enter__(self) -> "RecordingDisplay":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def message(self, text: str) -> None:
+        self.messages.append(text)
+
+    def step(self, step: int, examples_per_second: float | None) -> None:
+        self.steps.append(step)
+
+    def train(self, record: dict[str, Any]) -> None:
+        self.records.append(record)
+
+    def evaluation(self, record: dict[str, Any], examples: list[tuple[str, str, str]]) -> None:
+        self.evaluations.append((record, examples))
+
+
+class TinyRun(NamedTuple):
+    """A finished run of the tiny config."""
+
+    path: Path
+    config: Config
+    display: RecordingDisplay
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Config:
+    return config_from_dict(TINY)
+
+
+@pytest.fixture
+def config_file(tiny_config, tmp_path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(config_to_toml(tiny_config))
+    return path
+
+
+@pytest.fixture
+def display() -> RecordingDisplay:
+    return RecordingDisplay()
+
+
+@pytest.fixture(scope="session")
+def make_train() -> Callable[..., Callable[..., str]]:
+    """Of a Trainer: `train(config, workdir, resume=False, stop_at=None, display=None)` says how the run ended."""
+
+    def make(trainer_class: type) -> Callable[..., str]:
+        def train(
+            config: Config,
+            workdir: Path,
+            resume: bool = False,
+            stop_at: int | None = None,
+            display: RecordingDisplay | None = None,
+        ) -> str:
+            trainer = trainer_class(
+                config, workdir, resume, lambda: stop_at is not None and trainer.progress.step >= stop_at
+            )
+            return trainer.run(display or RecordingDisplay())
+
+        return train
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def run_tiny(tiny_config, tmp_path_factory) -> Callable[[Callable[..., str]], TinyRun]:
+    """A run of the tiny config that never stops, by a `train` as `make_train` gives it."""
+
+    def run(train: Callable[..., str]) -> TinyRun:
+        path, display = tmp_path_factory.mktemp("tiny"), RecordingDisplay()
+        assert train(tiny_config, path, display=display) == "finished"
+        return TinyRun(path, tiny_config, display)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def without_seconds() -> Callable[[Any], Any]:
+    """Nested values without what the clock says."""
+
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: strip(item) for key, item in value.items() if key != "seconds"}
+        return value
+
+    return strip
+
+
+@pytest.fixture(scope="session")
+def environment(tmp_path_factory) -> dict[str, str]:
+    """Of subprocesses: they find the packages, share their compilations and leave the cores to each other."""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(Path(ttm_jax.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
+        "OMP_NUM_THREADS": "1",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+@pytest.fixture
+def signal_handlers() -> Iterator[None]:
+    """A command under test installs its own; afterwards they are as before."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+# Called with audit events ("event text of its arguments;event ..."), a module and the arguments of its command, which
+# is killed when the last of the events has come.
+_KILLED = """
+import importlib, os, signal, sys
+events = sys.argv[1].split(";")
+def hook(event, values):
+    name, _, text = events[0].partition(" ")
+    if event == name and text in str(values):
+        if len(events) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        events.pop(0)
+main = importlib.import_module(sys.argv[2]).main
+sys.addaudithook(hook)
+main(sys.argv[3:])
+"""
+
+
+@pytest.fixture
+def kill(environment) -> Callable[..., None]:
+    """`kill(module, events, *arguments)` runs the module's command until the last of the audit events comes."""
+
+    def run(module: str, events: str, *arguments: Any) -> None:
+        command = [sys.executable, "-c", _KILLED, events, module, *map(str, arguments)]
+        killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+
+    return run
+
+
+@pytest.fixture
+def call_command(capsys) -> Callable[..., tuple[int, str, str]]:
+    """`call_command(main, *arguments)` gives exit code, stdout and stderr."""
+
+    def call(main: Callable[[list[str]], int], *arguments: Any) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    return call

@@ -1,6 +1,6 @@
 """The state of a training and the two steps on it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -114,7 +114,7 @@ def _clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
 
 
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Generator[None, None, None]:
     """Dropout off and no gradients; afterwards the model is in the mode that it was in."""
     was_training = model.training
     model.eval()

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -18,17 +19,9 @@ from ttm_jax.multiplication import count_digits, decode_problems, encode_answers
 
 
 @pytest.fixture
-def command(capsys):
+def command(call_command):
     """`command(*arguments)` gives exit code, stdout and stderr."""
-
-    def call(*arguments):
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return call
+    return partial(call_command, main)
 
 
 def test_scores_by_hand():

@@ -2,12 +2,12 @@
 
 import hashlib
 import json
-import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -21,34 +21,7 @@ from ttm_jax.config import ConfigError, config_to_toml, load_config, override
 from ttm_jax.state import train_step
 from ttm_jax.train import NonFiniteLoss, Trainer, main, make_parser, resolve
 
-
-@pytest.fixture(autouse=True)
-def signal_handlers():
-    """The command installs its own."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def config_file(tiny_config, tmp_path):
-    path = tmp_path / "tiny.toml"
-    path.write_text(config_to_toml(tiny_config))
-    return path
-
-
-@pytest.fixture(scope="session")
-def environment(tmp_path_factory):
-    """Of subprocesses: they find the package and share their compilations."""
-    return {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(Path(ttm_jax.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    }
+pytestmark = pytest.mark.usefixtures("signal_handlers")
 
 
 def checksums(folder):
@@ -109,23 +82,7 @@ class TestResume:
         assert min(record["seconds"] for record, _ in display.evaluations) > 1e6
 
 
-# The command, killed when the last of these audit events ("event text of its arguments;event ...") has come.
-KILLED = """
-import os, signal, sys
-from ttm_jax.train import main
-events = sys.argv[1].split(";")
-def hook(event, values):
-    name, _, text = events[0].partition(" ")
-    if event == name and text in str(values):
-        if len(events) == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        events.pop(0)
-sys.addaudithook(hook)
-main(sys.argv[2:])
-"""
-
-
-def test_kill_during_a_save(tiny_run, tiny_config, config_file, tmp_path, environment, train, snapshot):
+def test_kill_during_a_save(tiny_run, tiny_config, config_file, tmp_path, kill, train, snapshot):
     run = tmp_path / "run"
     former, best = [record["step"] for record in records(tiny_run.path, "eval") if record["best"]][-2:]
     arguments = ["--config", config_file, "--workdir", run]
@@ -135,9 +92,7 @@ def test_kill_during_a_save(tiny_run, tiny_config, config_file, tmp_path, enviro
         ("open /checkpoints/20/checksums.json.tmp", [10, 20]),
         (f"shutil.rmtree /best/{former}';os.rmdir ", [best - 20, best - 10]),  # a better one is there already
     ]:
-        command = [sys.executable, "-c", KILLED, events, *arguments]
-        killed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        kill("ttm_jax.train", events, *arguments)
         assert saved_steps(run, LATEST) == left
         arguments = ["--workdir", run, "--resume"]
     assert saved_steps(run, BEST) == [former, best]
@@ -351,18 +306,9 @@ class TestNonFiniteLoss:
 
 
 @pytest.fixture
-def command(capsys):
+def command(call_command):
     """`command(*arguments)` gives exit code, stdout and stderr."""
-
-    def call(*arguments):
-        capsys.readouterr()
-        try:
-            code = main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return call
+    return partial(call_command, main)
 
 
 class TestCommand:
