@@ -158,6 +158,12 @@ def display() -> RecordingDisplay:
 
 
 @pytest.fixture(scope="session")
+def run_display() -> type[RecordingDisplay]:
+    """For those who need one that lasts longer than a test."""
+    return RecordingDisplay
+
+
+@pytest.fixture(scope="session")
 def make_train() -> Callable[..., Callable[..., str]]:
     """Of a Trainer: `train(config, workdir, resume=False, stop_at=None, display=None)` says how the run ended."""
 

@@ -117,7 +117,7 @@ def load_state(path: Path, config: Config, device: torch.device | str = "cpu") -
         state.optimizer.load_state_dict(training["optimizer"])
         state.scheduler.load_state_dict(training["scheduler"])
     except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise CheckpointError(f"checkpoint {path}: training/ is damaged") from error
+        raise CheckpointError(f"checkpoint {path}: training/ is damaged, or of another optimiser") from error
     return state
 
 

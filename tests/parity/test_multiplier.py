@@ -34,13 +34,13 @@ def batch(step, asarray):
     return {name: asarray(array) for name, array in trimmed.items()}
 
 
-def twins(config, dtype):
-    """Both models and the same random parameters."""
-    name = np.dtype(dtype).name
-    config = dataclasses.replace(config, dtype=name, param_dtype=name)
+def twins(config, param_dtype, dtype=None):
+    """Both models and the same random parameters; they compute in the parameters' type where `dtype` is None."""
+    name = np.dtype(param_dtype).name
+    config = dataclasses.replace(config, dtype=dtype or name, param_dtype=name)
     model, twin = ttm_jax.TTMModel(config), ttm_torch.TTMModel(config)
     inputs = jax.ShapeDtypeStruct((1, config.seq_len), jnp.int32)
-    params = random_params(model, inputs, dtype=dtype, num_steps=1)
+    params = random_params(model, inputs, dtype=param_dtype, num_steps=1)
     twin.load_state_dict(to_torch(params))
     return model, params, twin
 
@@ -94,6 +94,25 @@ def test_predictions_in_float32():
     with torch.no_grad():
         twin_logits = twin.eval()(torch.as_tensor(inputs))
     assert worst({"": twin_logits}, {"": logits}) <= FLOAT32_BOUND
+
+
+@pytest.mark.parametrize("write", ["mlp", "erase_add"])
+def test_bfloat16_is_as_far_from_float32_in_both(write):
+    """By its rounding, half a percent at each of the operations in a row, and no further from each other."""
+    config, logits = dataclasses.replace(SMALL, width=64, write=write), {}
+    inputs = DATA.batch(0, 0).inputs
+    for dtype in ("float32", "bfloat16"):
+        model, params, twin = twins(config, np.float32, dtype)
+        logits["jax", dtype] = jax.jit(model.apply)({"params": params}, inputs)
+        with torch.no_grad():
+            logits["torch", dtype] = twin.eval()(torch.as_tensor(inputs))
+    for one, other in (
+        [("jax", "bfloat16"), ("jax", "float32")],
+        [("torch", "bfloat16"), ("torch", "float32")],
+        [("torch", "bfloat16"), ("jax", "bfloat16")],
+    ):
+        digits = ({"": np.asarray(logits[name])[..., :12]} for name in (one, other))  # padding has logits of its own
+        assert 1e-3 < relative_difference(*digits) < 4e-2
 
 
 def test_evaluation_gives_the_same():
