@@ -103,7 +103,7 @@ def _stack(kernels: Any) -> dict[str, jax.Array]:
     return {name: jnp.stack(matrices) for name, matrices in stacks.items()}
 
 
-def _unstack(stacks: dict[str, jax.Array], like: Any) -> Any:
+def _unstack(stacks: Any, like: Any) -> Any:
     matrices = {name: iter(stack) for name, stack in stacks.items()}
 
     def take(path, kernel):
