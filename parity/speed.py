@@ -1,4 +1,4 @@
-"""JAX against its PyTorch twin, honestly: same weights, same batch, each in its own process, taking turns.
+"""JAX against its PyTorch twin: same weights, same batch, each in its own process, taking turns.
 
 python -m parity.speed
 """
@@ -6,189 +6,208 @@ python -m parity.speed
 import argparse
 import dataclasses
 import fnmatch
-import itertools
 import json
+import os
 import sys
-import tempfile
-import time
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from parity.speed_cases import Case, all_cases, quick_cases, write_weights
-from parity.speed_process import Worker, WorkerError
-from parity.speed_report import best_torch, summarize
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from parity.speed_cases import ALL_VARIANTS, AUTOTUNE, Case, all_cases, quick_cases
+from parity.speed_measure import Limits, measure
+from parity.speed_report import draw, markdown, one_line, put_in_readme
 from ttm_jax.cli import Parser, fail, positive_int
+from ttm_jax.run_folder import provenance
 
-COMPILE_SECONDS = 300.0  # of a first call; more is reported as such
-CASE_SECONDS = 40.0  # of timing, all variants of a case together
-BURST_SECONDS = 0.2  # of timing, one turn of one variant
-MAX_CALLS = 50  # a turn
-ROUNDS = (5, 25)
-TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}  # of results, relative to their largest
+SCRATCH = Path("runs/speed")
 
 
-class Disagreement(Exception):
-    """Two variants do not compute the same: their times must not be compared."""
+class Results:
+    """The measured cases as files: DEVICE.json, and what follows from it, DEVICE.md and DEVICE.png."""
 
+    def __init__(self, folder: Path, device: str):
+        self.path = folder / f"{device}.json"
+        self.values: dict[str, Any] = {"cases": []}
 
-def check_agreement(values: dict[str, list[float]], tolerance: float) -> float:
-    """The largest difference of the variants' results from the first one's, relative to its largest.
+    def load(self) -> None:
+        """Reads what is there.
 
-    Raises:
-        Disagreement: naming the two variants, if that is not within the tolerance.
-    """
-    (first, expected), *others = values.items()
-    scale = max(map(abs, expected))
-    worst = 0.0
-    for name, found in others:
-        difference = max(abs(a - b) for a, b in zip(expected, found, strict=True)) / scale
-        if not difference <= tolerance:
-            raise Disagreement(f"{first} and {name} differ by {difference:.1e} of their results, allowed {tolerance}")
-        worst = max(worst, difference)
-    return worst
-
-
-def measure(case: Case, workers: dict[str, Worker], folder: Path) -> dict[str, Any]:
-    """Prepares the case in every worker, checks that they agree, and times them in turns.
-
-    A worker that fails is stopped and taken out of `workers`; its cell says why.
-
-    Raises:
-        Disagreement: if the workers compute different things.
-    """
-    cells: dict[str, dict[str, Any]] = {}
-    prepared = {}
-
-    def ask(name: str, do: str, **arguments: Any) -> dict[str, Any] | None:
+        Raises:
+            ValueError: if it is no result.
+            OSError: if it cannot be read.
+        """
         try:
-            return workers[name].ask(do, COMPILE_SECONDS, **arguments)
-        except WorkerError as error:
-            prepared.pop(name, None)
-            workers.pop(name).stop()
-            what = "first calls" if do == "prepare" else "timed calls"
-            cells[name] = {**cells.get(name, {}), "failed": f"{what}: {error}"}
-            return None
+            values = json.loads(self.path.read_text(encoding="utf-8"))
+            markdown(values)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise ValueError(f"{self.path}: damaged, or not a result of this command") from None
+        self.values = values
 
-    for name in list(workers):
-        write = {**dataclasses.asdict(case)}
-        if reply := ask(name, "prepare", case=write, folder=str(folder)):
-            prepared[name] = reply
-            cells[name] = {"first_call_s": reply["first_call_s"]}
-    agreement = None
-    if len(prepared) > 1:
-        agreement = check_agreement({n: r["values"] for n, r in prepared.items()}, TOLERANCES[case.dtype])
-    calls = {name: min(max(int(BURST_SECONDS / reply["call_s"]), 1), MAX_CALLS) for name, reply in prepared.items()}
-    round_seconds = sum(calls[name] * reply["call_s"] for name, reply in prepared.items())
-    rounds = min(max(int(CASE_SECONDS / max(round_seconds, 1e-9)), ROUNDS[0]), ROUNDS[1])
-    times: dict[str, list[list[float]]] = {name: [] for name in prepared}
-    for _ in range(rounds):
-        for name in list(prepared):
-            if reply := ask(name, "run", calls=calls[name]):
-                times[name].append(reply["seconds"])
-                cells[name]["peak_mb"] = reply["peak_mb"]
-                if not reply["finite"]:
-                    raise Disagreement(f"{name} no longer computes finite numbers")
-    for name, statistics in summarize({name: times[name] for name in prepared}).items():
-        cells[name] |= {"calls": calls[name], **statistics}
-    return {
-        **{key: value for key, value in dataclasses.asdict(case).items() if key != "variants"},
-        "name": case.name,
-        "batch_size": case.batch_size,
-        "optimizer": case.optimizer,
-        "difference": agreement,
-        "rounds": rounds,
-        "variants": {name: cells[name] for name in case.variants if name in cells},
-    }
+    def save(self) -> None:
+        """Writes the JSON."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(self.values, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(self.path)
+
+    def save_report(self) -> list[Path]:
+        """Writes page and chart; gives all files."""
+        page, chart = self.path.with_suffix(".md"), self.path.with_suffix(".png")
+        page.write_text(markdown(self.values), encoding="utf-8")
+        draw(self.values, chart)
+        return [path for path in (self.path, page, chart) if path.exists()]
 
 
-def start_workers(case: Case, device: str, folder: Path, stack: ExitStack) -> tuple[dict[str, Worker], dict[str, Any]]:
-    """A worker for each variant of the case, all ready, and what they say of themselves.
-
-    Raises:
-        WorkerError: naming the variant whose worker does not start.
-    """
-    workers = {}
-    for name in case.variants:
-        workers[name] = Worker(name, device, folder)
-        stack.callback(workers[name].stop)
-    said: dict[str, Any] = {}
-    for name, worker in workers.items():
-        try:
-            said |= worker.hello()
-        except WorkerError as error:
-            raise WorkerError(f"{name} {error}") from None
-    return workers, said
+def origin() -> dict[str, Any]:
+    """Where results come from; the device is the workers' to say."""
+    return {**provenance(), "torch": version("torch"), "load_at_start": os.getloadavg()[0]}
 
 
-def run(cases: Iterable[Case], device: str) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
-    """Measures case after case; gives each as it is done, and where it was measured.
-
-    Raises:
-        Disagreement: naming the case.
-        WorkerError: if a worker does not start.
-    """
-    for _, neighbours in itertools.groupby(cases, lambda case: (case.size, case.steps, case.dtype, case.variants)):
-        group = list(neighbours)
-        with ExitStack() as stack:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            workers, said = start_workers(group[0], device, folder, stack)
-            for case in group:
-                write_weights(case, folder)
-                try:
-                    yield measure(case, workers, folder), said
-                except Disagreement as error:
-                    raise Disagreement(f"{case.name}: {error}") from None
+def comparable(a: dict[str, Any], b: dict[str, Any]) -> str | None:
+    """The first thing that forbids to put results of two runs in one table; None where nothing does."""
+    of_a_run = ("date", "command", "load_at_start", "device", "backend")
+    return next((name for name in b if name not in of_a_run and a.get(name) != b[name]), None)
 
 
-def line(case: dict[str, Any]) -> str:
-    """A measured case in a few words."""
-    best = best_torch(case)
-    words = []
-    for name, cell in case["variants"].items():
-        if "ms" in cell:
-            ratio = f" ({cell['ratio']['median']:.2f}x)" if "ratio" in cell else ""
-            words.append(f"{name} {cell['ms']['median']:.1f} ms{ratio}{' *' if name == best else ''}")
-        else:
-            words.append(f"{name}: {cell['failed']}")
-    return f"{case['name']}: " + ", ".join(words)
+def select(quick: bool, only: str | None, variants: Sequence[str] | None) -> list[Case]:
+    """The cases of the command's options."""
+    cases = quick_cases() if quick else all_cases()
+    if only is not None:
+        cases = [case for case in cases if fnmatch.fnmatchcase(case.name, f"*{only}*")]
+    return [dataclasses.replace(case, variants=tuple(variants)) for case in cases] if variants else cases
+
+
+def run(cases: Sequence[Case], results: Results, device: str, limits: Limits, console: Console) -> int:
+    """Measures cases, saving each as it is done; gives how many cells failed but for lack of time."""
+    failed = 0
+    with _progress(console) as bar:
+        task = bar.add_task("", total=len(cases), what="")
+        for case in cases:
+
+            def tell(doing: str, case: Case = case) -> None:
+                bar.update(task, what=f"{case.name}, {doing}")
+
+            result, said = measure(case, results.values["cases"], device, limits, tell)
+            results.values |= said
+            results.values["cases"].append(result)
+            results.save()
+            console.print(one_line(result), highlight=False, soft_wrap=True)
+            failed += "refused" in result
+            failed += sum("failed" in cell and not cell["timeout"] for cell in result["variants"].values())
+            bar.advance(task)
+    return failed
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Progress]:
+    with Progress(
+        MofNCompleteColumn(), BarColumn(bar_width=20), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        TextColumn("{task.fields[what]}"), console=console, disable=not console.is_terminal,
+    ) as bar:  # fmt: skip
+        yield bar
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m parity.speed",
+        description="Times JAX and its PyTorch twin on the same weights and batches: training step, inference and "
+        "streaming step, eager and compiled, from the quick config to the paper's sizes. Each runs in its own process; "
+        "they take turns, after their results have been seen to agree. Writes DEVICE.json, DEVICE.md and DEVICE.png.",
+        epilog="examples:\n"
+        "  python -m parity.speed --quick                  training steps of the two configs, minutes\n"
+        "  python -m parity.speed --out results/speed      everything; alone on the machine\n"
+        "  python -m parity.speed --only 'paper-16/*/train'\n"
+        "  python -m parity.speed --report --out results/speed --readme README.md\n\n"
+        "exit status: 0 done, 1 a variant failed or computes something else, 2 bad input, 130 interrupted",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute (cpu)")
+    parser.add_argument("--quick", action="store_true", help="only the training steps of the two configs in float32")
+    parser.add_argument("--only", metavar="PATTERN", help="only cases whose name has this in it; * is anything")
+    parser.add_argument("--list", action="store_true", help="print the names of the cases and measure nothing")
+    parser.add_argument(
+        "--variants", nargs="+", choices=ALL_VARIANTS, metavar="VARIANT",
+        help=f"of {', '.join(ALL_VARIANTS)} (all but {AUTOTUNE}; the unrolled where it is compared)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--first-call", type=positive_int, default=300, metavar="SECONDS",
+        help="give a first call up after this long and say so (300)",
+    )  # fmt: skip
+    parser.add_argument("--out", type=Path, help=f"folder of the results ({SCRATCH})")
+    parser.add_argument("--resume", action="store_true", help="keep the cases that are in --out, measure the others")
+    parser.add_argument("--report", action="store_true", help="measure nothing: page and chart from the JSON in --out")
+    parser.add_argument("--readme", type=Path, metavar="FILE", help="also put the short table between its markers")
+    parser.add_argument("--json", action="store_true", help="print the JSON in place of the page")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m parity.speed",
-        description="Times JAX and its PyTorch twin on the same weights and batches, each in its own process, in turns.",
-        epilog="example: python -m parity.speed --quick",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where to compute")
-    parser.add_argument("--quick", action="store_true", help="only the training steps of the two configs")
-    parser.add_argument("--only", metavar="PATTERN", help="only cases whose name fits, such as 'paper-*/train'")
-    parser.add_argument("--out", type=Path, default=Path("runs/speed"), help="folder of the results")
+    """The command; see `--help` for its exit status."""
+    parser = _parser()
     args = parser.parse_args(argv)
+    cases = select(args.quick, args.only, args.variants)
+    if not cases:
+        examples = ", ".join(case.name for case in all_cases()[:2])
+        return fail(parser, f"--only {args.only} fits no case; names are such as {examples}; --list prints them")
+    if args.list:
+        print("\n".join(case.name for case in cases))
+        return 0
+    results = Results(args.out or SCRATCH, args.device)
+    try:
+        return _report(results, args) if args.report else _measure(parser, cases, results, args)
+    except ValueError as error:
+        return fail(parser, error)
+    except OSError as error:
+        return fail(parser, f"{error.filename}: {error.strerror}")
+
+
+def _measure(parser: Parser, cases: list[Case], results: Results, args: argparse.Namespace) -> int:
     import jax
 
-    from ttm_jax.run_folder import provenance
-
     jax.config.update("jax_platforms", "cpu")  # of this process, which computes nothing
-    cases = quick_cases() if args.quick else all_cases()
-    if args.only:
-        cases = [case for case in cases if fnmatch.fnmatchcase(case.name, f"*{args.only}*")]
-    if not cases:
-        return fail(parser, f"--only {args.only} fits no case; names are such as {all_cases()[0].name}")
-    measured = []
-    start = time.perf_counter()
-    args.out.mkdir(parents=True, exist_ok=True)
+    here = origin()
+    if args.resume and results.path.exists():
+        results.load()
+        if name := comparable(results.values, here):
+            raise ValueError(
+                f"{results.path} cannot be resumed: its {name} is {results.values.get(name)!r}, not {here[name]!r}"
+            )
+        done = {case["name"] for case in results.values["cases"]}
+        cases = [case for case in cases if case.name not in done]
+    results.values = here | results.values
+    console = Console(stderr=True)
+    limits = Limits(first_call_s=args.first_call)
     try:
-        for done, said in run(cases, args.device):
-            measured.append(done)
-            print(f"[{len(measured)}/{len(cases)}, {time.perf_counter() - start:.0f} s] {line(done)}", flush=True)
-            result = {**provenance(), "torch": version("torch"), **said, "cases": measured}
-            (args.out / f"{args.device}.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    except (Disagreement, WorkerError) as error:
-        return fail(parser, error, 1)
+        failed = run(cases, results, args.device, limits, console)
+    except KeyboardInterrupt:
+        if results.values["cases"]:
+            results.save_report()
+        measured = f"{len(results.values['cases'])} cases measured"
+        return fail(parser, f"interrupted; {measured}; --resume goes on from {results.path}", 130)
+    _report(results, args)
+    if failed:
+        return fail(parser, f"{failed} measurements failed: {results.path.with_suffix('.md')} says which and why", 1)
+    return 0
+
+
+def _report(results: Results, args: argparse.Namespace) -> int:
+    if args.report:
+        results.load()
+    files = results.save_report()
+    print(json.dumps(results.values) if args.json else markdown(results.values))
+    if args.readme:
+        try:
+            text = put_in_readme(args.readme.read_text(encoding="utf-8"), results.values)
+        except ValueError as error:
+            raise ValueError(f"{args.readme}: {error}") from None
+        args.readme.write_text(text, encoding="utf-8")
+        files.append(args.readme)
+    print(f"written: {', '.join(map(str, files))}", file=sys.stderr)
     return 0
 
 

@@ -1,5 +1,6 @@
-"""The workers of the speed comparison as its parent sees them."""
+"""The processes of the speed comparison, as their parent sees them."""
 
+import contextlib
 import json
 import os
 import queue
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,66 +17,49 @@ START_SECONDS = 120.0
 
 
 class WorkerError(Exception):
-    """A worker that died, failed or did not answer in time; the message is one line."""
+    """A worker that died; the message is one line."""
+
+
+class WorkerTimeout(WorkerError):
+    """A worker that has not answered in time; it is still at it."""
+
+
+def worker_command(variant: str, device: str) -> list[str]:
+    """What starts a worker."""
+    return [sys.executable, "-m", "parity.speed_worker", variant, device]
 
 
 class Worker:
-    """A process that times one variant; see `parity.speed_worker`. A context manager: the end of it is its end."""
+    """A process that times one variant (`parity.speed_worker`).
 
-    def __init__(self, variant: str, device: str, folder: Path, command: list[str] | None = None):
-        """Starts the process, which then sets itself up: wait for it with `hello`.
+    Args:
+        command: what starts it.
+        device: "cpu" or "cuda".
+        folder: holds what its compiler keeps, so that nothing is found already compiled; and what it writes on stderr.
+    """
 
-        Args:
-            variant: what it times.
-            device: "cpu" or "cuda".
-            folder: for its errors and for what its compiler writes, so that nothing is found compiled.
-            command: in place of `parity.speed_worker`.
-        """
-        self.variant = variant
-        self._errors = tempfile.TemporaryFile(dir=folder)
-        caches = tempfile.mkdtemp(dir=folder)
+    def __init__(self, command: Sequence[str], device: str, folder: Path):
+        own_folder = Path(tempfile.mkdtemp(dir=folder))
+        self._errors = own_folder / "stderr"
         environment = os.environ | {
             "JAX_PLATFORMS": device,
             "JAX_ENABLE_COMPILATION_CACHE": "false",
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-            "TORCHINDUCTOR_CACHE_DIR": caches,
+            "TORCHINDUCTOR_CACHE_DIR": str(own_folder / "compiled"),
         }
-        self._process = subprocess.Popen(
-            command or [sys.executable, "-m", "parity.speed_worker", variant, device],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is the parent's; its compilers end with it
-        )
-        self._replies: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        with self._errors.open("wb") as errors:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+                text=True,
+                start_new_session=True,  # Ctrl-C is for the parent alone; and the worker's compilers end with it
+            )
+        self._answers: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-
-    def _read(self) -> None:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            self._replies.put(line)
-        self._replies.put(None)
-
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Ends the process and whatever it started."""
-        try:
-            os.killpg(self._process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
-        self._process.wait()
-        self._reader.join()
-        for pipe in (self._process.stdin, self._process.stdout, self._errors):
-            if pipe is not None:
-                pipe.close()
 
     def hello(self) -> dict[str, Any]:
         """What the worker says when it is ready.
@@ -85,32 +70,48 @@ class Worker:
         return self._answer(START_SECONDS)
 
     def ask(self, do: str, timeout: float, **arguments: Any) -> dict[str, Any]:
-        """Sends a command and waits for its answer.
+        """Sends a command and waits for the answer.
 
         Raises:
-            WorkerError: if the worker dies, or has not answered after `timeout` seconds; it is of no use then.
+            WorkerTimeout: if it has not come after `timeout` seconds.
+            WorkerError: if the worker dies.
         """
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(BrokenPipeError):  # it has died: the answer says how
             self._process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
             self._process.stdin.flush()
-        except BrokenPipeError:
-            raise WorkerError(self._last_words()) from None
         return self._answer(timeout)
+
+    def stop(self) -> None:
+        """Ends the process and all that it has started; harmless when it has ended."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._reader.join()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._answers.put(line)
+        self._answers.put("")
 
     def _answer(self, timeout: float) -> dict[str, Any]:
         try:
-            line = self._replies.get(timeout=timeout)
+            line = self._answers.get(timeout=timeout)
         except queue.Empty:
-            raise WorkerError(f"did not end in {timeout:.0f} s") from None
-        if line is None:
+            raise WorkerTimeout(f"did not end in {timeout:.0f} s") from None
+        if not line:
             raise WorkerError(self._last_words())
         return json.loads(line)
 
     def _last_words(self) -> str:
-        """How the process ended, with the last line that it wrote on stderr."""
+        """How the process ended, and the last line that it wrote on stderr."""
         code = self._process.wait()
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return f"died with {how}" + (f": {lines[-1].strip()[:300]}" if lines else "")
+        how = f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"
+        lines = self._errors.read_text(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "nothing on stderr")
+        return f"died with {how}: {last[:300]}"

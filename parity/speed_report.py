@@ -1,48 +1,294 @@
-"""From measured times to statistics, a table and a chart: all follow from the JSON alone."""
+"""Tables and chart of measured cases; all follow from the JSON alone."""
 
-import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from parity.speed_cases import AUTOTUNE, COMPILE, COMPILE_STEP, EAGER, JAX, UNROLLED
 
 LABELS = {
     JAX: "JAX",
-    UNROLLED: "JAX, unrolled",
-    EAGER: "PyTorch, eager",
-    COMPILE: "torch.compile",
-    COMPILE_STEP: "torch.compile, one step",
-    AUTOTUNE: "torch.compile, max-autotune",
+    EAGER: "eager",
+    COMPILE: "compile",
+    COMPILE_STEP: "compile step",
+    AUTOTUNE: "compile, max-autotune",
+    UNROLLED: "JAX unrolled",
+}
+KINDS = {"train": "Training step", "forward": "Inference", "stream": "Streaming: one step of one example"}
+MARKERS = "<!-- speed -->", "<!-- /speed -->"
+# What the README shows, in its words.
+README_ROWS = {
+    "quick/6/float32/train": "training step, default config",
+    "multiplication/11/float32/train": "training step, checklist's config",
+    "multiplication/11/float32/forward": "inference, checklist's config",
+    "multiplication/1/float32/stream": "one streaming step, checklist's config",
+    "paper-16/64/float32/train": "training step, paper's machine, 64 steps",
 }
 
-
-def quartiles(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else 3 * [*values]
-    return {"median": median, "quartile_1": low, "quartile_3": high}
+Case = dict[str, Any]
+Cell = dict[str, Any]
 
 
-def summarize(rounds_s: dict[str, list[list[float]]], reference: str = JAX) -> dict[str, dict[str, Any]]:
-    """Statistics of times [round][call], in seconds, of each variant.
-
-    "ms" is over the medians of the rounds, and so is "ratio": each round's median by that of the reference in the
-    same round, so that a slow spell of the machine falls on both.
-    """
-    medians = {name: [statistics.median(calls) for calls in rounds] for name, rounds in rounds_s.items()}
-    result = {}
-    for name, values in medians.items():
-        result[name] = {"ms": quartiles([1e3 * value for value in values])}
-        if reference in medians:
-            ratios = [value / base for value, base in zip(values, medians[reference], strict=True)]
-            result[name]["ratio"] = quartiles(ratios)
-    return result
-
-
-def best_torch(case: dict[str, Any]) -> str | None:
+def best_torch(case: Case) -> str | None:
     """The PyTorch variant with the least median; None where none was timed."""
-    timed = {
-        name: cell["ms"]["median"]
-        for name, cell in case["variants"].items()
-        if name.startswith("torch") and "ms" in cell
-    }
-    return min(timed, key=timed.__getitem__) if timed else None
+    timed = [name for name, cell in case["variants"].items() if name.startswith("torch") and "ms" in cell]
+    return min(timed, key=lambda name: case["variants"][name]["ms"]["median"]) if timed else None
+
+
+def one_line(case: Case) -> str:
+    """A case as progress shows it: medians, and ratios to JAX."""
+    if "refused" in case:
+        return f"{case['name']}: REFUSED: {case['refused']}"
+    words = []
+    for name, cell in case["variants"].items():
+        ratio = f" ({cell['ratio']['median']:.2f} x)" if "ratio" in cell and name != JAX else ""
+        words.append(f"{LABELS[name]} {_median(cell)}{ratio}" if "ms" in cell else f"{LABELS[name]} {cell['failed']}")
+    return f"{case['name']}: " + ", ".join(words)
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """All tables as a page."""
+    cases = [case for case in result["cases"] if "refused" not in case]
+    notes: list[str] = []
+    parts = [_heading(result)]
+    for kind, title in KINDS.items():
+        chosen = [case for case in cases if case["kind"] == kind]
+        if chosen:
+            parts += [f"## {title}, ms", _times_table(chosen, notes)]
+    parts += ["## First call: trace, compile and run once, s", _cells_table(cases, _first_call, notes)]
+    if chosen := [case for case in cases if case["kind"] == "train" and any(map(_peak, case["variants"].values()))]:
+        parts += [
+            "## Largest resident memory of the process, compiling included, MB",
+            _cells_table(chosen, _peak, notes),
+        ]
+    if unrolled := [case for case in cases if UNROLLED in case["variants"]]:
+        parts += ["## The steps under one scan, and unrolled in Python", *map(_unrolled_table, unrolled)]
+    if refused := [case for case in result["cases"] if "refused" in case]:
+        parts += ["## Refused", "\n".join(f"- {case['name']}: {case['refused']}" for case in refused)]
+    parts += ["## Where JAX is not the faster", _losses(cases)]
+    if notes:
+        parts += ["## Why a number is missing", "\n".join(f"{i}. {note}" for i, note in enumerate(notes, 1))]
+    return "\n\n".join(parts) + "\n"
+
+
+def readme_table(result: dict[str, Any]) -> str:
+    """The short table, with where it comes from."""
+    by_name = {case["name"]: case for case in result["cases"]}
+    rows = []
+    for name, words in README_ROWS.items():
+        case = by_name.get(name)
+        best = best_torch(case) if case else None
+        if case is None or best is None or "ms" not in case["variants"][JAX]:
+            rows.append([words, "not measured", "", ""])
+            continue
+        cells = case["variants"]
+        torch = f"{_median(cells[best])} ({LABELS[best]})"
+        rows.append([words, _median(cells[JAX]), torch, _ratio(cells[best])])
+    table = _table(["float32", "JAX", "best PyTorch", "PyTorch / JAX"], rows)
+    return f"{table}\n\n{_origin(result)}"
+
+
+def put_in_readme(text: str, result: dict[str, Any]) -> str:
+    """The text with the short table between its markers.
+
+    Raises:
+        ValueError: if it has no markers.
+    """
+    start, end = MARKERS
+    before, found_start, rest = text.partition(start)
+    _, found_end, after = rest.partition(end)
+    if not found_start or not found_end:
+        raise ValueError(f"has no {start} ... {end} to put the table between")
+    return f"{before}{start}\n{readme_table(result)}\n{end}{after}"
+
+
+def draw(result: dict[str, Any], path: Path) -> None:
+    """The ratios of the medians, with quartiles, as a chart."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    cases = [case for case in result["cases"] if "ms" in case["variants"].get(JAX, {})]
+    panels = {kind: [case for case in cases if case["kind"] == kind] for kind in KINDS}
+    panels = {kind: chosen for kind, chosen in panels.items() if chosen}
+    if not panels:
+        return
+    heights = [len(chosen) + 1 for chosen in panels.values()]
+    figure, axes = plt.subplots(
+        len(panels), 1, figsize=(9, 2.2 + 0.5 * sum(heights)), height_ratios=heights, sharex=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    shown = [name for name in LABELS if any("ratio" in case["variants"].get(name, {}) for case in cases)]
+    shown.remove(JAX)
+    for axis, (kind, chosen) in zip(axes[:, 0], panels.items(), strict=True):
+        _draw_panel(axis, KINDS[kind], chosen, shown)
+    axes[-1, 0].set_xlabel("time / time of JAX (right of 1: JAX is faster); median and quartiles of the rounds")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(shown), frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _draw_panel(axis: Any, title: str, cases: Sequence[Case], shown: Sequence[str]) -> None:
+    height = 0.8 / len(shown)
+    for i, name in enumerate(shown):
+        points = [(at, case["variants"][name]["ratio"]) for at, case in enumerate(cases) if _has_ratio(case, name)]
+        places = [at + (i - (len(shown) - 1) / 2) * height for at, _ in points]
+        medians = [ratio["median"] for _, ratio in points]
+        below = [ratio["median"] - ratio["quartile_1"] for _, ratio in points]
+        above = [ratio["quartile_3"] - ratio["median"] for _, ratio in points]
+        axis.barh(
+            places, [median - 1 for median in medians], height, left=1, xerr=[below, above], capsize=2,
+            label=_torch_label(name), color=f"C{list(LABELS).index(name)}",
+        )  # fmt: skip
+    axis.set_title(title, loc="left", fontsize="medium")
+    axis.axvline(1, color="black", linewidth=1)
+    axis.set_yticks(range(len(cases)), [f"{_what(case)}\nJAX {_median(case['variants'][JAX])}" for case in cases])
+    axis.tick_params(axis="y", labelsize="small")
+    axis.invert_yaxis()
+    axis.grid(axis="x", alpha=0.3)
+
+
+def _has_ratio(case: Case, name: str) -> bool:
+    return "ratio" in case["variants"].get(name, {})
+
+
+def _torch_label(name: str) -> str:
+    return LABELS[name] if name.startswith("jax") else f"PyTorch, {LABELS[name]}"
+
+
+def _heading(result: dict[str, Any]) -> str:
+    idle = [cell["idle_cpu"] for case in result["cases"] for cell in case["variants"].values() if "idle_cpu" in cell]
+    return f"""# JAX and PyTorch side by side
+
+{_origin(result)} Written by `{result["command"]}`; {result["threads"]} threads for each framework.
+
+Same weights, same batch, each variant in its own process; they take turns (A B C A B C ...), one at a time, and their
+results must agree before they are timed. Medians of the rounds (quartiles in brackets). **PyTorch / JAX** is the time
+of the best PyTorch variant by that of JAX in the same round: above 1, JAX is faster.
+
+- JAX: one jitted function with the steps under `lax.scan`; a training step recomputes part of each machine step in its
+  backward pass (`remat`).
+- eager: PyTorch as it is. compile: `torch.compile` of the whole forward pass (and so of its backward pass), whose graph
+  grows with the steps. compile step: `torch.compile` of one machine step, called in a Python loop. Optimisers run
+  eagerly in PyTorch (Adam of a machine alone: fused); inference is under `torch.inference_mode()`. Nothing is
+  recomputed.
+- bfloat16: computation alone, by JAX's `dtype` and PyTorch's autocast; parameters are float32.
+- Processes that wait use {_percent(max(idle, default=None))} of a core at most (median of a case)."""
+
+
+def _origin(result: dict[str, Any]) -> str:
+    commit = (result["commit"] or "unknown")[:7] + ("+changes" if (result["commit"] or "").endswith("+changes") else "")
+    device = result["machine"] if result["backend"] == "cpu" else f"{result['device']} ({result['machine']})"
+    return f"{device}; jax {result['jax']}, torch {result['torch']}; commit `{commit}`, {result['date'][:10]}."
+
+
+def _times_table(cases: Sequence[Case], notes: list[str]) -> str:
+    shown = [name for name in LABELS if any(name in case["variants"] for case in cases) and name != UNROLLED]
+    rows = []
+    for case in cases:
+        cells = case["variants"]
+        best = best_torch(case)
+        times = [_time(case, name, notes) for name in shown]
+        rows.append([*_keys(case), *times, _ratio(cells[best]) if best else "-"])
+    return _table([*_KEYS, *(LABELS[name] for name in shown), "PyTorch / JAX"], rows)
+
+
+def _cells_table(cases: Sequence[Case], figure: Callable[[Cell], str | None], notes: list[str]) -> str:
+    shown = [name for name in LABELS if any(name in case["variants"] for case in cases)]
+    rows = []
+    for case in cases:
+        figures = []
+        for name in shown:
+            cell = case["variants"].get(name)
+            figures.append("-" if cell is None else figure(cell) or _note(case, name, notes))
+        rows.append([_kind(case), *_keys(case), *figures])
+    return _table(["what", *_KEYS, *(LABELS[name] for name in shown)], rows)
+
+
+def _unrolled_table(case: Case) -> str:
+    rows = []
+    for name in (JAX, UNROLLED):
+        cell = case["variants"][name]
+        first, peak = _first_call(cell) or cell["failed"], _peak(cell) or "-"
+        rows.append([LABELS[name], first, _spread(cell["ms"]) if "ms" in cell else "-", peak])
+    table = _table(["", "first call, s", "training step, ms", "largest memory, MB"], rows)
+    return f"{_what(case)}, {case['dtype']}, batch {case['batch_size']}.\n\n{table}"
+
+
+def _losses(cases: Sequence[Case]) -> str:
+    lost = []
+    for case in cases:
+        best = best_torch(case)
+        ratio = case["variants"][best].get("ratio") if best else None
+        if best and ratio and ratio["median"] <= 1:
+            against = f"{_ratio(case['variants'][best])} against {LABELS[best]}"
+            lost.append(f"- {_kind(case)}, {_what(case)}: {against}")
+    return "\n".join(lost) or "Nowhere, of what was measured."
+
+
+_KEYS = ["model", "steps", "type", "batch"]
+
+
+def _keys(case: Case) -> list[str]:
+    return [case["size"], str(case["steps"]), case["dtype"], str(case["batch_size"])]
+
+
+def _kind(case: Case) -> str:
+    return KINDS[case["kind"]].split(":")[0]
+
+
+def _what(case: Case) -> str:
+    return f"{case['size']}, {case['steps']} step{'s' * (case['steps'] > 1)}, {case['dtype']}"
+
+
+def _time(case: Case, name: str, notes: list[str]) -> str:
+    cell = case["variants"].get(name)
+    if cell is None:
+        return "-"
+    return _spread(cell["ms"]) if "ms" in cell else _note(case, name, notes)
+
+
+def _note(case: Case, name: str, notes: list[str]) -> str:
+    """A reference to why a cell has no number."""
+    note = f"{case['name']}, {LABELS[name]}: {case['variants'][name]['failed']}"
+    if note not in notes:
+        notes.append(note)
+    return f"[{notes.index(note) + 1}]"
+
+
+def _first_call(cell: Cell) -> str | None:
+    return f"{cell['first_call_s']:.1f}" if "first_call_s" in cell else None
+
+
+def _peak(cell: Cell) -> str | None:
+    return f"{cell['peak_mb']:,.0f}" if cell.get("peak_mb") is not None else None
+
+
+def _digits(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.1f}" if number >= 10 else f"{number:.2f}"
+
+
+def _spread(ms: dict[str, float]) -> str:
+    return f"{_digits(ms['median'])} ({_digits(ms['quartile_1'])} - {_digits(ms['quartile_3'])})"
+
+
+def _median(cell: Cell) -> str:
+    return f"{_digits(cell['ms']['median'])} ms"
+
+
+def _ratio(cell: Cell) -> str:
+    if "ratio" not in cell:
+        return "-"
+    ratio = cell["ratio"]
+    return f"**{ratio['median']:.2f}** ({ratio['quartile_1']:.2f} - {ratio['quartile_3']:.2f})"
+
+
+def _percent(share: float | None) -> str:
+    return "(not measured)" if share is None else f"{100 * share:.1f} %"
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

@@ -6,64 +6,60 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 import ttm_torch
-from parity.speed_cases import AUTOTUNE, COMPILE, COMPILE_STEP, Case
+from parity.speed_cases import AUTOTUNE, COMPILE, COMPILE_STEP, EAGER, Case
 
 Call = Callable[[], Tensor]
 
 
+def describe() -> dict[str, Any]:
+    """The device."""
+    device = torch.get_default_device().type
+    return {"device": torch.cuda.get_device_name() if device == "cuda" else device, "backend": device}
+
+
+def warm_up(variant: str) -> None:
+    """Compiles and runs something small, so that starting the compiler is no part of a case's first call."""
+    function = torch.sin if variant == EAGER else torch.compile(torch.sin)
+    function(torch.ones(8, 8, requires_grad=True)).sum().backward()
+
+
 def build(case: Case, variant: str, folder: Path) -> Call:
-    """One call of the case; its result, computed when it returns, is a loss or outputs."""
+    """One call of the case; gives the loss or the outputs, computed when it returns."""
     device = torch.get_default_device()
-    state = load_file(folder / "torch.safetensors", device=str(device))
     batch = {name: torch.as_tensor(array, device=device) for name, array in case.batch().items()}
-    if case.is_multiplier:
-        model: Any = ttm_torch.TTMModel(case.config.model)
-        machine, whole = model.machine, ("heads",)
-    else:
-        sizes = case.machine
-        model = machine = ttm_torch.TokenTuringMachine(
-            **sizes.options(), width=sizes.width, num_tokens=sizes.num_tokens
-        )
-        whole = ("forward",)
-    model.load_state_dict(state)
-    _compile(variant, model, whole, machine)
+    model = _model(case, variant)
+    model.load_state_dict(load_file(folder / "torch.safetensors", device=str(device)))
     if case.is_multiplier:
         call = _train_multiplier(case, model, batch) if case.kind == "train" else _multiply(case, model, batch)
     else:
         kinds = {"train": _train, "forward": _forward, "stream": _stream}
         call = kinds[case.kind](model, batch["tokens"], case.dtype)
-    return _waiting(call) if device.type == "cuda" else call
+    return call if device.type == "cpu" else _waiting(call)
 
 
-def describe() -> dict[str, Any]:
-    """Device and versions."""
-    device = torch.get_default_device()
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    return {"device": name, "torch": torch.__version__}
-
-
-def warm_up(variant: str) -> None:
-    """Compiles and runs something small, so that starting the compiler is no part of a case's first call."""
-    x = torch.ones(8, 8, requires_grad=True)
-    function = torch.sin if variant == "torch-eager" else torch.compile(lambda x: torch.sin(x) + 1)
-    function(x).sum().backward()
-
-
-def _compile(variant: str, model: nn.Module, whole: tuple[str, ...], machine: nn.Module) -> None:
-    """Replaces what the variant compiles: the whole forward pass, or one machine step."""
+def _model(case: Case, variant: str) -> Any:
+    """The model, with what the variant compiles: the whole pass of all steps, or one machine step."""
+    if case.is_multiplier:
+        model: Any = ttm_torch.TTMModel(case.config.model)
+        machine, whole = model.machine, "heads"
+    else:
+        sizes = case.machine
+        model = ttm_torch.TokenTuringMachine(**sizes.options(), width=sizes.width, num_tokens=sizes.num_tokens)
+        machine, whole = model, "forward"
     if variant in (COMPILE, AUTOTUNE):
         mode = "max-autotune" if variant == AUTOTUNE else None
-        for name in whole:
-            setattr(model, name, torch.compile(getattr(model, name), mode=mode))
+        setattr(model, whole, torch.compile(getattr(model, whole), mode=mode))
     elif variant == COMPILE_STEP:
         machine.step.compile()
+    return model
 
 
 def _waiting(call: Call) -> Call:
     def waiting() -> Tensor:
+        torch.compiler.cudagraph_mark_step_begin()
         result = call()
         torch.cuda.synchronize()
         return result
@@ -72,10 +68,10 @@ def _waiting(call: Call) -> Call:
 
 
 def _train_multiplier(case: Case, model: Any, batch: dict[str, Tensor]) -> Call:
-    optimizer = ttm_torch.make_optimizer(model, case.config.optimizer)
-    scheduler = ttm_torch.make_scheduler(optimizer, case.config.optimizer)
-    max_norm = case.config.optimizer.max_grad_norm
-    return lambda: ttm_torch.train_step(model, batch, optimizer, scheduler, max_norm)
+    config = case.config.optimizer
+    optimizer = ttm_torch.make_optimizer(model, config)
+    scheduler = ttm_torch.make_scheduler(optimizer, config)
+    return lambda: ttm_torch.train_step(model, batch, optimizer, scheduler, config.max_grad_norm)
 
 
 def _multiply(case: Case, model: Any, batch: dict[str, Tensor]) -> Call:
@@ -83,23 +79,25 @@ def _multiply(case: Case, model: Any, batch: dict[str, Tensor]) -> Call:
 
     @torch.inference_mode()
     def call() -> Tensor:
-        return model.raw_logits(batch["inputs"], case.steps)
+        return model.raw_logits(batch["inputs"], case.steps)[..., : ttm_torch.PAD_TOKEN]
 
     return call
 
 
 def _autocast(tokens: Tensor, dtype: str) -> torch.autocast:
+    """Computes in bfloat16 where that is wanted, with parameters in float32, as the twin's multiplier does."""
     return torch.autocast(tokens.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 def _train(model: Any, tokens_BxTxNxD: Tensor, dtype: str) -> Call:
-    """Adam on the mean square of the last step's outputs."""
+    """Adam on the mean square difference of the last step's outputs from the first of its tokens."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
 
     def call() -> Tensor:
         with _autocast(tokens_BxTxNxD, dtype):
             outputs_BxTxRxD, _ = model(tokens_BxTxNxD)
-        loss = outputs_BxTxRxD[:, -1].float().square().mean()
+        output_BxRxD = outputs_BxTxRxD[:, -1].float()
+        loss = (output_BxRxD - tokens_BxTxNxD[:, -1, : output_BxRxD.shape[1]]).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -124,7 +122,7 @@ def _stream(model: Any, tokens_1x1xNxD: Tensor, dtype: str) -> Call:
     def call() -> Tensor:
         nonlocal memory_1xMxD
         with _autocast(tokens_1x1xNxD, dtype):
-            outputs, memory_1xMxD = model(tokens_1x1xNxD, memory_1xMxD)
-        return outputs
+            outputs_1x1xRxD, memory_1xMxD = model(tokens_1x1xNxD, memory_1xMxD)
+        return outputs_1x1xRxD
 
     return call

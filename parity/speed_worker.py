@@ -1,16 +1,18 @@
-"""One process of the speed comparison: `python -m parity.speed_worker VARIANT DEVICE`, driven by `parity.speed`.
+"""One process of the speed comparison; `parity.speed_process` starts it and talks to it.
 
-Reads a JSON object a line and answers with one:
+    python -m parity.speed_worker VARIANT DEVICE
 
-    (at the start)                                       {"device", "threads", ...versions}
+writes a JSON object a line, one when it is ready and one for each that it reads:
+
+    ready                                                {"device", "backend", "threads"}
     {"do": "prepare", "case": {...}, "folder": "..."}    {"first_call_s", "call_s", "values"}
-    {"do": "run", "calls": n}                            {"seconds": [n numbers], "finite", "peak_mb"}
+    {"do": "time_calls", "count": n}                     {"seconds": [n numbers], "finite"}
 
-The first call traces, compiles and runs; "values" are digests of the results of the first calls. Before timed calls
-that are short goes one that is not timed. A user never starts it.
+The first call traces, compiles and runs. "values" are digests of the results of the first three calls, "call_s" is the
+last one's time. Each answer also has "idle_s", "idle_cpu_s": how long the process waited for its command, and what
+it computed meanwhile; and "peak_mb".
 """
 
-import gc
 import json
 import math
 import os
@@ -21,100 +23,88 @@ from typing import Any
 
 import numpy as np
 
-from parity.speed_cases import CHECK_CALLS, Case, digest
+from parity.speed_cases import Case, digest
+
+CHECKED_CALLS = 3
 
 
 class Server:
-    """The state of a worker: the case that it has prepared."""
+    """Answers the commands, which are its methods."""
 
     def __init__(self, variant: str, device: str):
         self.variant = variant
         self.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.call: Any = None
         if variant.startswith("jax"):
-            from parity import speed_jax as framework
+            from parity import speed_jax
 
-            framework.warm_up()
+            self.framework: Any = speed_jax
+            speed_jax.warm_up()
         else:
             import torch
 
-            from parity import speed_torch as framework
+            from parity import speed_torch
 
+            self.framework = speed_torch
             torch.set_num_threads(self.threads)
             torch.set_default_device(device)
-            framework.warm_up(variant)
-        self.framework = framework
+            speed_torch.warm_up(variant)
 
     def hello(self) -> dict[str, Any]:
-        """Where the worker runs."""
+        """Where the worker computes."""
         return {**self.framework.describe(), "threads": self.threads}
 
     def prepare(self, case: dict[str, Any], folder: str) -> dict[str, Any]:
-        """Builds a case and makes its first calls."""
-        self.call = None
-        gc.collect()
-        call = self.framework.build(Case(**case), self.variant, Path(folder))
-        values, seconds = [], []
-        for _ in range(CHECK_CALLS):
-            start = time.perf_counter()
-            result = call()
-            seconds.append(time.perf_counter() - start)
-            values += digest(_numpy(result))
-        self.call = call
+        """Builds a case with the weights in `folder` and makes its first calls."""
+        self.call = self.framework.build(Case(**case), self.variant, Path(folder))
+        seconds, values = [], []
+        for _ in range(CHECKED_CALLS):
+            taken, result = self._timed_call()
+            seconds.append(taken)
+            values += digest(result)
         return {"first_call_s": seconds[0], "call_s": seconds[-1], "values": values}
 
-    def run(self, calls: int) -> dict[str, Any]:
-        """Times calls of the prepared case."""
-        _forget_peak()
-        if calls > 1:
+    def time_calls(self, count: int) -> dict[str, Any]:
+        """Times calls; where there are several, one goes before them to warm what cooled down while waiting."""
+        if count > 1:
             self.call()
-        seconds, result = [], None
-        for _ in range(calls):
-            start = time.perf_counter()
-            result = self.call()
-            seconds.append(time.perf_counter() - start)
-        finite = math.isfinite(sum(digest(_numpy(result))))
-        return {"seconds": seconds, "finite": finite, "peak_mb": _peak_mb()}
+        timed = [self._timed_call() for _ in range(count)]
+        _, last = timed[-1]
+        return {"seconds": [seconds for seconds, _ in timed], "finite": math.isfinite(sum(digest(last)))}
 
-
-def _numpy(result: Any) -> np.ndarray:
-    if type(result).__module__.startswith("torch"):
-        result = result.float().cpu().numpy()
-    return np.asarray(result, np.float64)
-
-
-def _forget_peak() -> None:
-    """Makes the process's peak memory what it holds now; only Linux can."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return
+    def _timed_call(self) -> tuple[float, np.ndarray]:
+        start = time.perf_counter()
+        result = self.call()
+        seconds = time.perf_counter() - start
+        if not self.variant.startswith("jax"):
+            result = result.float().cpu()
+        return seconds, np.asarray(result, np.float64)
 
 
 def _peak_mb() -> float | None:
-    """The largest resident memory since `_forget_peak`; None where the system does not say."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError:
+    """The largest resident memory that the process had; None where the system does not say."""
+    status = Path("/proc/self/status")
+    if not status.exists():
         return None
-    fields = dict(line.split(":", 1) for line in status.splitlines())
-    return int(fields["VmHWM"].split()[0]) * 1024 / 1e6 if "VmHWM" in fields else None
+    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return int(fields["VmHWM"].removesuffix("kB")) * 1024 / 1e6
 
 
 def main() -> None:
     variant, device = sys.argv[1:]
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)  # whatever libraries print is no reply
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print is no answer
     server = Server(variant, device)
-    reply = server.hello()
+    answer = server.hello()
     while True:
-        replies.write(json.dumps({**reply, "cpu_s": time.process_time()}) + "\n")
+        answers.write(json.dumps({**answer, "peak_mb": _peak_mb()}) + "\n")
+        wall, cpu = time.perf_counter(), time.process_time()
         line = sys.stdin.readline()
+        idle = {"idle_s": time.perf_counter() - wall, "idle_cpu_s": time.process_time() - cpu}
         if not line:
             return
-        cpu_s = time.process_time()
         message = json.loads(line)
-        reply = getattr(server, message.pop("do"))(**message) | {"cpu_s_before": cpu_s}
+        answer = getattr(server, message.pop("do"))(**message) | idle
 
 
 if __name__ == "__main__":
