@@ -25,6 +25,7 @@ from ttm_jax.cli import Parser, fail, positive_int
 from ttm_jax.run_folder import provenance
 
 SCRATCH = Path("runs/speed")
+BUSY = 0.5  # load of others from which times are doubtful
 
 
 class Results:
@@ -171,6 +172,10 @@ def _measure(parser: Parser, cases: list[Case], results: Results, args: argparse
 
     jax.config.update("jax_platforms", "cpu")  # of this process, which computes nothing
     here = origin()
+    console = Console(stderr=True)
+    if here["load_at_start"] > BUSY:
+        load = f"the machine is busy (load {here['load_at_start']:.1f})"
+        console.print(f"{load}: PyTorch's threads wait for each other, and its times mean little", soft_wrap=True)
     if args.resume and results.path.exists():
         results.load()
         if name := comparable(results.values, here):
@@ -180,7 +185,6 @@ def _measure(parser: Parser, cases: list[Case], results: Results, args: argparse
         done = {case["name"] for case in results.values["cases"]}
         cases = [case for case in cases if case.name not in done]
     results.values = here | results.values
-    console = Console(stderr=True)
     limits = Limits(first_call_s=args.first_call)
     try:
         failed = run(cases, results, args.device, limits, console)

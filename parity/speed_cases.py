@@ -60,7 +60,7 @@ class Case:
     """Calls of one kind that run `steps` machine steps of a model.
 
     Attributes:
-        size: a shipped config, or one of MACHINES.
+        size: a config (of the whole multiplier, but for "stream", where it is of its machine), or one of MACHINES.
         steps: T.
         dtype: of computation; parameters are float32.
         kind: "train" is a whole optimiser step, "forward" an inference, "stream" an inference of one example at a time
@@ -82,14 +82,14 @@ class Case:
     @property
     def is_multiplier(self) -> bool:
         """The whole multiplier of a config, not a machine alone."""
-        return self.size in CONFIGS and self.kind != "stream"
+        return self.size not in MACHINES and self.kind != "stream"
 
     @property
     def batch_size(self) -> int:
         """B."""
         if self.kind == "stream":
             return 1
-        return CONFIG_BATCH if self.size in CONFIGS else MACHINES[self.size].batch_size
+        return MACHINES[self.size].batch_size if self.size in MACHINES else CONFIG_BATCH
 
     @property
     def optimizer(self) -> str | None:

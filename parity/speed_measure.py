@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from parity.speed_cases import JAX, Case, write_weights
 from parity.speed_process import Worker, WorkerError, WorkerTimeout, worker_command
 
@@ -47,10 +49,10 @@ def check_agreement(values: Mapping[str, Sequence[float]], tolerance: float) -> 
         Refused: naming the two variants, if it is above the tolerance or not a number.
     """
     (reference, expected), *others = values.items()
-    scale = max(map(abs, expected))
+    scale = np.abs(expected).max()
     differences = [0.0]
     for name, found in others:
-        difference = max(abs(a - b) for a, b in zip(expected, found, strict=True)) / scale
+        difference = float(np.abs(np.subtract(found, expected)).max() / scale)
         if not difference <= tolerance:
             raise Refused(f"{name} differs from {reference} by {difference:.1e} of its results; allowed {tolerance:g}")
         differences.append(difference)

@@ -55,7 +55,8 @@ def markdown(result: dict[str, Any]) -> str:
         chosen = [case for case in cases if case["kind"] == kind]
         if chosen:
             parts += [f"## {title}, ms", _times_table(chosen, notes)]
-    parts += ["## First call: trace, compile and run once, s", _cells_table(cases, _first_call, notes)]
+    if cases:
+        parts += ["## First call: trace, compile and run once, s", _cells_table(cases, _first_call, notes)]
     if chosen := [case for case in cases if case["kind"] == "train" and any(map(_peak, case["variants"].values()))]:
         parts += [
             "## Largest resident memory of the process, compiling included, MB",
@@ -65,7 +66,7 @@ def markdown(result: dict[str, Any]) -> str:
         parts += ["## The steps under one scan, and unrolled in Python", *map(_unrolled_table, unrolled)]
     if refused := [case for case in result["cases"] if "refused" in case]:
         parts += ["## Refused", "\n".join(f"- {case['name']}: {case['refused']}" for case in refused)]
-    parts += ["## Where JAX is not the faster", _losses(cases)]
+    parts += ["## Where JAX is not the faster", _losses(cases) if cases else "Nothing is measured yet."]
     if notes:
         parts += ["## Why a number is missing", "\n".join(f"{i}. {note}" for i, note in enumerate(notes, 1))]
     return "\n\n".join(parts) + "\n"
@@ -162,7 +163,8 @@ def _heading(result: dict[str, Any]) -> str:
     idle = [cell["idle_cpu"] for case in result["cases"] for cell in case["variants"].values() if "idle_cpu" in cell]
     return f"""# JAX and PyTorch side by side
 
-{_origin(result)} Written by `{result["command"]}`; {result["threads"]} threads for each framework.
+{_origin(result)} Written by `{result["command"]}`; {result["threads"]} threads for each framework; load of the machine
+at the start {result["load_at_start"]:.1f}.
 
 Same weights, same batch, each variant in its own process; they take turns (A B C A B C ...), one at a time, and their
 results must agree before they are timed. Medians of the rounds (quartiles in brackets). **PyTorch / JAX** is the time

@@ -75,10 +75,14 @@ class Server:
     def _timed_call(self) -> tuple[float, np.ndarray]:
         start = time.perf_counter()
         result = self.call()
-        seconds = time.perf_counter() - start
-        if not self.variant.startswith("jax"):
-            result = result.float().cpu()
-        return seconds, np.asarray(result, np.float64)
+        return time.perf_counter() - start, as_array(result)
+
+
+def as_array(result: Any) -> np.ndarray:
+    """A framework's array or tensor as NumPy's."""
+    if hasattr(result, "cpu"):  # a tensor; NumPy can't take one of bfloat16
+        result = result.float().cpu()
+    return np.asarray(result, np.float64)
 
 
 def _peak_mb() -> float | None:
