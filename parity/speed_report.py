@@ -176,6 +176,7 @@ of the best PyTorch variant by that of JAX in the same round: above 1, JAX is fa
   grows with the steps. compile step: `torch.compile` of one machine step, called in a Python loop. Optimisers run
   eagerly in PyTorch (Adam of a machine alone: fused); inference is under `torch.inference_mode()`. Nothing is
   recomputed.
+- Every process keeps the memory that it frees (`ttm_jax.allocator`), as training does.
 - bfloat16: computation alone, by JAX's `dtype` and PyTorch's autocast; parameters are float32.
 - Processes that wait use {_percent(max(idle, default=None))} of a core at most (median of a case)."""
 
