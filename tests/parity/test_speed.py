@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from parity import speed, speed_cases, speed_jax, speed_torch
-from parity.speed_cases import EAGER, JAX, UNROLLED, VARIANTS, Case, Machine, all_cases, digest, write_weights
-from parity.speed_measure import TOLERANCES, Limits, Refused, check_agreement, measure, not_tried, plan, summarize
-from parity.speed_report import README_ROWS, markdown, put_in_readme, readme_table
-from parity.speed_worker import as_array
+from parity.speed import __main__ as command
+from parity.speed import cases as speed_cases
+from parity.speed import jax_side, torch_side
+from parity.speed.cases import EAGER, JAX, UNROLLED, VARIANTS, Case, Machine, all_cases, digest, write_weights
+from parity.speed.measure import TOLERANCES, Limits, Refused, check_agreement, measure, not_tried, plan, summarize
+from parity.speed.report import README_ROWS, markdown, put_in_readme, readme_table
+from parity.speed.worker import as_array
 
 ROOT = Path(__file__).parents[2]
 TINY = """
@@ -191,8 +193,8 @@ def test_both_frameworks_compute_the_same(kind, dtype, tiny_machine, tmp_path):
     case = Case("tiny", 1 if kind == "stream" else 2, dtype, kind)
     write_weights(case, tmp_path)
     values = {
-        JAX: three_calls(speed_jax.build(case, JAX, tmp_path)),
-        EAGER: three_calls(speed_torch.build(case, EAGER, tmp_path)),
+        JAX: three_calls(jax_side.build(case, JAX, tmp_path)),
+        EAGER: three_calls(torch_side.build(case, EAGER, tmp_path)),
     }
     check_agreement(values, 1e-5 if dtype == "float32" else 5e-2)
     first, *_, last = np.split(np.array(values[JAX]), 3)
@@ -202,17 +204,17 @@ def test_both_frameworks_compute_the_same(kind, dtype, tiny_machine, tmp_path):
 def test_the_unrolled_machine_is_the_same(tiny_machine, tmp_path):
     case = Case("tiny", 3, "float32", "forward")
     write_weights(case, tmp_path)
-    values = {name: three_calls(speed_jax.build(case, name, tmp_path)) for name in (JAX, UNROLLED)}
+    values = {name: three_calls(jax_side.build(case, name, tmp_path)) for name in (JAX, UNROLLED)}
     check_agreement(values, 1e-6)
 
 
 def test_a_wrong_rate_is_noticed(tiny_machine, tmp_path, monkeypatch):
     case = Case("tiny", 2, "float32", "train")
     write_weights(case, tmp_path)
-    right = three_calls(speed_torch.build(case, EAGER, tmp_path))
+    right = three_calls(torch_side.build(case, EAGER, tmp_path))
     adam = torch.optim.Adam
     monkeypatch.setattr(torch.optim, "Adam", lambda parameters, lr, fused: adam(parameters, lr=2 * lr, fused=fused))
-    wrong = three_calls(speed_torch.build(case, EAGER, tmp_path))
+    wrong = three_calls(torch_side.build(case, EAGER, tmp_path))
     with pytest.raises(Refused):
         check_agreement({JAX: right, EAGER: wrong}, TOLERANCES["float32"])
 
@@ -331,13 +333,13 @@ def fake_measure(monkeypatch, result):
             raise KeyboardInterrupt
         return {**result["cases"][0], "name": case.name}, {"device": "cpu", "backend": "cpu", "threads": 2}
 
-    monkeypatch.setattr(speed, "measure", fake)
+    monkeypatch.setattr(command, "measure", fake)
     return asked
 
 
 def test_an_interruption_keeps_what_is_measured_and_can_be_resumed(fake_measure, tmp_path, capsys):
     names = [case.name for case in all_cases()]
-    assert speed.main(["--out", str(tmp_path)]) == 130
+    assert command.main(["--out", str(tmp_path)]) == 130
     *_, last = capsys.readouterr().err.splitlines()
     assert last == (
         f"python -m parity.speed: error: interrupted; 2 cases measured; --resume goes on from {tmp_path / 'cpu.json'}"
@@ -345,22 +347,22 @@ def test_an_interruption_keeps_what_is_measured_and_can_be_resumed(fake_measure,
     assert [case["name"] for case in json.loads((tmp_path / "cpu.json").read_text())["cases"]] == names[:2]
     assert {path.name for path in tmp_path.iterdir()} == {"cpu.json", "cpu.md", "cpu.png"}
     del fake_measure[:]
-    assert speed.main(["--out", str(tmp_path), "--resume"]) == 130
+    assert command.main(["--out", str(tmp_path), "--resume"]) == 130
     assert fake_measure[0] == names[2]
     assert len(json.loads((tmp_path / "cpu.json").read_text())["cases"]) == 4
 
 
 def test_other_versions_are_not_resumed(fake_measure, tmp_path, capsys):
-    assert speed.main(["--quick", "--out", str(tmp_path)]) == 0
+    assert command.main(["--quick", "--out", str(tmp_path)]) == 0
     path = tmp_path / "cpu.json"
     path.write_text(path.read_text().replace('"torch": "', '"torch": "1'))
     capsys.readouterr()
-    assert speed.main(["--quick", "--out", str(tmp_path), "--resume"]) == 2
+    assert command.main(["--quick", "--out", str(tmp_path), "--resume"]) == 2
     assert "cpu.json cannot be resumed: its torch is '1" in capsys.readouterr().err
 
 
 def test_the_json_is_printed(fake_measure, tmp_path, capsys):
-    assert speed.main(["--quick", "--json", "--out", str(tmp_path)]) == 0
+    assert command.main(["--quick", "--json", "--out", str(tmp_path)]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "cpu.json").read_text())
     assert printed["load_at_start"] >= 0
@@ -368,8 +370,8 @@ def test_the_json_is_printed(fake_measure, tmp_path, capsys):
 
 def test_a_failure_is_in_the_exit_status(monkeypatch, result, tmp_path, capsys):
     result["cases"][0]["variants"][EAGER] = {"failed": "died", "timeout": False}
-    monkeypatch.setattr(speed, "measure", lambda *_: (result["cases"][0], {"threads": 2}))
-    assert speed.main(["--quick", "--only", "quick", "--out", str(tmp_path)]) == 1
+    monkeypatch.setattr(command, "measure", lambda *_: (result["cases"][0], {"threads": 2}))
+    assert command.main(["--quick", "--only", "quick", "--out", str(tmp_path)]) == 1
     assert "1 measurements failed" in capsys.readouterr().err
 
 
@@ -389,7 +391,7 @@ def test_a_failure_is_in_the_exit_status(monkeypatch, result, tmp_path, capsys):
 def test_what_cannot_be_is_one_line(arguments, message, fake_measure, tmp_path, capsys):
     (tmp_path / "cpu.json").write_text('{"cases": [{}]}')
     try:
-        code = speed.main(arguments.format(folder=tmp_path).split())
+        code = command.main(arguments.format(folder=tmp_path).split())
     except SystemExit as error:
         code = error.code
     *_, last = capsys.readouterr().err.splitlines()
@@ -398,5 +400,5 @@ def test_what_cannot_be_is_one_line(arguments, message, fake_measure, tmp_path, 
 
 
 def test_names_are_listed(capsys):
-    assert speed.main(["--list", "--only", "small"]) == 0
+    assert command.main(["--list", "--only", "small"]) == 0
     assert capsys.readouterr().out == "small-16/64/float32/train\n"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from parity.speed_cases import AUTOTUNE, COMPILE, COMPILE_STEP, EAGER, JAX, UNROLLED
+from parity.speed.cases import AUTOTUNE, COMPILE, COMPILE_STEP, EAGER, JAX, UNROLLED
 
 LABELS = {
     JAX: "JAX",

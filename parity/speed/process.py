@@ -26,11 +26,11 @@ class WorkerTimeout(WorkerError):
 
 def worker_command(variant: str, device: str) -> list[str]:
     """What starts a worker."""
-    return [sys.executable, "-m", "parity.speed_worker", variant, device]
+    return [sys.executable, "-m", "parity.speed.worker", variant, device]
 
 
 class Worker:
-    """A process that times one variant (`parity.speed_worker`).
+    """A process that times one variant (`parity.speed.worker`).
 
     Args:
         command: what starts it.

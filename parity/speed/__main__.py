@@ -18,9 +18,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from parity.speed_cases import ALL_VARIANTS, AUTOTUNE, Case, all_cases, quick_cases
-from parity.speed_measure import Limits, measure
-from parity.speed_report import draw, markdown, one_line, put_in_readme
+from parity.speed.cases import ALL_VARIANTS, AUTOTUNE, Case, all_cases, quick_cases
+from parity.speed.measure import Limits, measure
+from parity.speed.report import draw, markdown, one_line, put_in_readme
 from ttm_jax.cli import Parser, fail, positive_int
 from ttm_jax.run_folder import provenance
 

@@ -1,6 +1,6 @@
-"""One process of the speed comparison; `parity.speed_process` starts it and talks to it.
+"""One process of the speed comparison; `parity.speed.process` starts it and talks to it.
 
-    python -m parity.speed_worker VARIANT DEVICE
+    python -m parity.speed.worker VARIANT DEVICE
 
 writes a JSON object a line, one when it is ready and one for each that it reads:
 
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.speed_cases import Case, digest
+from parity.speed.cases import Case, digest
 from ttm_jax.allocator import keep_freed_memory
 
 CHECKED_CALLS = 3
@@ -37,19 +37,19 @@ class Server:
         self.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.call: Any = None
         if variant.startswith("jax"):
-            from parity import speed_jax
+            from parity.speed import jax_side
 
-            self.framework: Any = speed_jax
-            speed_jax.warm_up()
+            self.framework: Any = jax_side
+            jax_side.warm_up()
         else:
             import torch
 
-            from parity import speed_torch
+            from parity.speed import torch_side
 
-            self.framework = speed_torch
+            self.framework = torch_side
             torch.set_num_threads(self.threads)
             torch.set_default_device(device)
-            speed_torch.warm_up(variant)
+            torch_side.warm_up(variant)
 
     def hello(self) -> dict[str, Any]:
         """Where the worker computes."""

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import ttm_torch
-from parity.speed_cases import AUTOTUNE, COMPILE, COMPILE_STEP, EAGER, Case
+from parity.speed.cases import AUTOTUNE, COMPILE, COMPILE_STEP, EAGER, Case
 
 Call = Callable[[], Tensor]
 

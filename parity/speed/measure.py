@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from parity.speed_cases import JAX, Case, write_weights
-from parity.speed_process import Worker, WorkerError, WorkerTimeout, worker_command
+from parity.speed.cases import JAX, Case, write_weights
+from parity.speed.process import Worker, WorkerError, WorkerTimeout, worker_command
 
 # Largest difference of results, relative to their largest; three training steps at the full rate in "train".
 TOLERANCES = {"float32": 1e-3, "bfloat16": 5e-2}

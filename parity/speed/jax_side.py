@@ -10,7 +10,7 @@ import optax
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
-from parity.speed_cases import UNROLLED, Case
+from parity.speed.cases import UNROLLED, Case
 from ttm_jax.config import Config
 from ttm_jax.machine import TokenTuringMachine, TokenTuringMachineStep
 from ttm_jax.multiplier import TTMModel

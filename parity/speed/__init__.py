@@ -1,0 +1,1 @@
+"""JAX against its PyTorch twin: the times of both (`python -m parity.speed`)."""
