@@ -1,114 +1,112 @@
-"""Runs the twins on the same weights and inputs and measures the largest difference."""
+"""What "equal" means: the largest relative difference of arrays, and the row of a table that tells it."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
-import jax
+import jax.numpy as jnp
 import numpy as np
-import torch
-from flax.traverse_util import flatten_dict
 
-from parity.scenic import BOUND, Case, CaseCheck, build_machine, from_scenic, relative_difference, to_scenic
-from parity.weights import to_jax, to_torch, twin_of
+FLOAT64_BOUND, FLOAT32_BOUND = 1e-10, 1e-5
+# A gradient can be zero but for rounding: that of a bias to which a softmax or a LayerNorm is invariant.
+ROUNDING = 64  # times the epsilon of the dtype and the largest number of all arrays: below it, an array is rounding
 
+DEFINITION = (
+    "max |a - b| / max |b| of an array, b being JAX's or the original's. Where b is zero but for rounding (max |b| at "
+    f"most {ROUNDING} epsilon of the largest number of its kind: outputs, gradients, ...), max |a - b| over that "
+    "largest number. Integers must be equal. inf: a name, shape or dtype differs, bits that must be the same are not, "
+    "or a number is not finite."
+)
 
-def random_params(module: Any, *inputs: Any, dtype: Any = np.float64, seed: int = 0, **options: Any) -> dict[str, Any]:
-    """NumPy parameters of a JAX module in which no scale is one and no bias zero, so that each has its effect."""
-    generator = np.random.default_rng(seed)
-
-    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        scale = leaf.shape[0] ** -0.5 if path[-1].key == "kernel" else 0.2
-        return ((path[-1].key == "scale") + scale * generator.normal(size=leaf.shape)).astype(dtype)
-
-    shapes = jax.eval_shape(lambda *args: module.init(jax.random.key(0), *args, **options), *inputs)
-    return jax.tree_util.tree_map_with_path(draw, dict(shapes.get("params", {})))
+Arrays = Mapping[str, Any]
 
 
-def as_dict(tree: Any) -> dict[str, np.ndarray]:
-    """The leaves of a nested dict of arrays by name, as NumPy arrays."""
-    return {name: np.asarray(leaf) for name, leaf in flatten_dict(dict(tree), sep="/").items()}
+class Difference(NamedTuple):
+    """How far arrays are from each other, and the name of the one that is farthest."""
+
+    value: float
+    at: str = ""
 
 
-def run_jax(
-    module: Any, params: Any, inputs: Sequence[np.ndarray], cotangents: Sequence[np.ndarray]
-) -> tuple[list[np.ndarray], dict[str, Any], list[np.ndarray]]:
-    """Outputs of a JAX module, and the gradients of sum(out * cotangent) by parameters and by inputs."""
+@dataclass(frozen=True)
+class Row:
+    """One comparison: `what` was compared, and how far it may differ; a mutation must differ by more (`above`)."""
 
-    def apply(params: Any, *inputs: jax.Array) -> Any:
-        return module.apply({"params": params}, *inputs)
+    what: str
+    difference: float
+    bound: float
+    at: str = ""
+    above: bool = False
 
-    @jax.jit
-    def run(params: Any, inputs: Any, cotangents: Any) -> Any:
-        outputs, pull_back = jax.vjp(apply, params, *inputs)
-        return outputs, pull_back(cotangents)
-
-    with jax.default_matmul_precision("highest"):
-        outputs, (grads, *input_grads) = run(params, tuple(inputs), tuple(cotangents))
-    return [np.asarray(x) for x in outputs], grads, [np.asarray(x) for x in input_grads]
+    @property
+    def ok(self) -> bool:
+        """Whether the difference is where it must be; False for NaN."""
+        return self.difference > self.bound if self.above else self.difference <= self.bound
 
 
-def run_torch(
-    module: torch.nn.Module, inputs: Sequence[np.ndarray], cotangents: Sequence[np.ndarray], like: Any
-) -> tuple[list[np.ndarray], dict[str, Any], list[np.ndarray]]:
-    """As `run_jax`, of a PyTorch module that holds its weights; gradients under JAX's names, as of `like`."""
-    tensors = [torch.tensor(x, requires_grad=True) for x in inputs]
-    module.zero_grad()
-    outputs = module(*tensors)
-    torch.autograd.backward(outputs, [torch.tensor(cotangent) for cotangent in cotangents])
-    return (
-        [out.detach().numpy() for out in outputs],
-        to_jax(gradients(module), like),
-        [np.zeros_like(x) if t.grad is None else t.grad.numpy() for t, x in zip(tensors, inputs, strict=True)],
-    )
+class Case(Protocol):
+    """One comparison or several that belong together; PyTorch runs on `device`."""
+
+    @property
+    def name(self) -> str: ...
+
+    def rows(self, device: str) -> list[Row]: ...
 
 
-def gradients(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The gradient of each parameter by name; zeros where nothing depends on it."""
-    return {
-        name: torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        for name, parameter in module.named_parameters()
-    }
+def largest_difference(ours: Arrays, theirs: Arrays) -> Difference:
+    """The array of one kind (all outputs, all gradients) that differs most, as DEFINITION says."""
+    if unmatched := ours.keys() ^ theirs.keys():
+        return Difference(math.inf, f"{min(unmatched)}, which one side lacks")
+    arrays = {name: (np.asarray(ours[name]), np.asarray(theirs[name])) for name in theirs}
+    largest = max((_largest_number(b) for _, b in arrays.values()), default=0.0)
+    found = [Difference(0.0), *(_difference(name, a, b, largest) for name, (a, b) in arrays.items())]
+    return max(found, key=lambda difference: difference.value)
 
 
-def difference(ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]) -> float:
-    """`relative_difference` of arrays in order."""
-    ours_by_name, theirs_by_name = ({str(i): x for i, x in enumerate(arrays)} for arrays in (ours, theirs))
-    return relative_difference(ours_by_name, theirs_by_name)
+def identical(ours: Arrays, theirs: Arrays) -> Difference:
+    """0 where all arrays have the same dtypes, shapes and bits; infinite, naming one, where they have not."""
+    if unmatched := ours.keys() ^ theirs.keys():
+        return Difference(math.inf, f"{min(unmatched)}, which one side lacks")
+    for name in theirs:
+        a, b = np.asarray(ours[name]), np.asarray(theirs[name])
+        if (a.dtype, a.shape, a.tobytes()) != (b.dtype, b.shape, b.tobytes()):
+            return Difference(math.inf, name)
+    return Difference(0.0)
 
 
-def compare_twins(
-    module: Any, params: Any, inputs: Sequence[np.ndarray], cotangents: Sequence[np.ndarray], *, num_tokens: int
-) -> dict[str, float]:
-    """Largest relative differences between a JAX machine or step and its twin.
-
-    "outputs" (outputs and memory), "gradients" by every parameter, and "input_gradients".
-    """
-    twin = twin_of(module, width=inputs[-1].shape[-1], num_tokens=num_tokens)
-    twin.load_state_dict(to_torch(params))
-    outputs, grads, input_grads = run_jax(module, params, inputs, cotangents)
-    twin_outputs, twin_grads, twin_input_grads = run_torch(twin, inputs, cotangents, params)
-    found = {"outputs": difference(twin_outputs, outputs)}
-    if grads:
-        found["gradients"] = relative_difference(as_dict(twin_grads), as_dict(grads))
-    return found | {"input_gradients": difference(twin_input_grads, input_grads)}
+def row(what: str, found: Difference, bound: float) -> Row:
+    """The row of a difference."""
+    return Row(what, found.value, bound, found.at)
 
 
-def compare_scenic(case: Case) -> CaseCheck:
-    """As `parity.scenic.compare`, for the twin: its outputs and gradients against the original's."""
-    machine = build_machine(case.meta)
-    params = from_scenic(case.params, case.meta)
-    inputs: Mapping[str, np.ndarray] = case.inputs
-    twin = twin_of(machine, width=inputs["tokens"].shape[-1], num_tokens=inputs["tokens"].shape[-2])
-    twin.load_state_dict(to_torch(params))
-    given = ["memory", "tokens"] if "memory" in inputs else ["tokens"]
-    tensors = [torch.tensor(inputs[name]) for name in given]
-    results = twin(*tensors)
-    outputs = dict(zip(("memory", "output") if "memory" in inputs else ("output",), results, strict=False))
-    torch.autograd.backward(list(outputs.values()), [torch.tensor(inputs[f"cot_{name}"]) for name in outputs])
-    grads = to_jax(gradients(twin), params)
-    return CaseCheck(
-        case.name,
-        relative_difference({name: out.detach().numpy() for name, out in outputs.items()}, case.outputs),
-        relative_difference(to_scenic(grads, case.meta), case.grads),
-        BOUND,
-    )
+def compared(label: str, bound: float, **kinds: tuple[Arrays, Arrays]) -> Row:
+    """One row for several kinds of arrays (ours, theirs) that have the same bound."""
+    found = {kind.replace("_", " "): largest_difference(*both) for kind, both in kinds.items()}
+    worst = max(found, key=lambda kind: found[kind].value)
+    return Row(f"{label}: {', '.join(found)}", found[worst].value, bound, f"{worst} {found[worst].at}".strip())
+
+
+def _largest_number(array: np.ndarray) -> float:
+    return float(np.abs(array.astype(np.float64)).max(initial=0.0)) if _is_float(array) else 0.0
+
+
+def _difference(name: str, a: np.ndarray, b: np.ndarray, largest: float) -> Difference:
+    told = f"{name}: {a.dtype}{list(a.shape)} against {b.dtype}{list(b.shape)}"
+    if a.shape != b.shape or _is_float(a) != _is_float(b):
+        return Difference(math.inf, told)
+    if not _is_float(b):
+        return Difference(0.0 if np.array_equal(a, b) else math.inf, name)
+    if a.dtype != b.dtype:
+        return Difference(math.inf, told)
+    wide_a, wide_b = a.astype(np.float64), b.astype(np.float64)
+    if not (np.isfinite(wide_a).all() and np.isfinite(wide_b).all()):
+        return Difference(math.inf, name)
+    scale, eps = _largest_number(b), float(jnp.finfo(b.dtype).eps)
+    if scale <= ROUNDING * eps * largest:
+        scale = largest or 1.0
+    return Difference(float(np.abs(wide_a - wide_b).max(initial=0.0)) / scale, name)
+
+
+def _is_float(array: np.ndarray) -> bool:
+    return bool(jnp.issubdtype(array.dtype, jnp.floating))

@@ -13,9 +13,8 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +22,12 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from parity.compare import largest_difference
+from parity.fast_jit import fast_jit
+from ttm_jax.cli import Parser, fail
 from ttm_jax.machine import SimpleTokenTuringMachineStep, TokenTuringMachine, TokenTuringMachineStep
 
-BOUND = 2e-5  # float32 rounding, relative to the scale of an array
-MIN_SCALE = 0.05  # of the largest array of a case
+BOUND = 2e-5  # float32 rounding
 
 _UNIT, _SIMPLE, _ENCODER = (
     "TokenTuringMachineUnit",
@@ -41,7 +42,7 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
     _SIMPLE: dict(process_size=16, memory_size=96, **_SHARED, **_HEADS),
     _ENCODER: dict(process_size=8, memory_size=64, memory_mode="TL", **(_SHARED | dict(num_layers=4))),
 }
-_MODES = {"TL": ("mlp", "mlp"), "TL-MHA": ("query", "query"), "TL-AddErase": ("mlp", "erase_add")}
+MODES = {"TL": ("mlp", "mlp"), "TL-MHA": ("query", "query"), "TL-AddErase": ("mlp", "erase_add")}
 
 _Rows = Sequence[tuple[str, str | None, str]]
 # The table of names. A row is (the original's module, ours, what it holds); {n} counts the original's
@@ -113,6 +114,10 @@ _LEAVES = {
 }
 
 
+class CaseError(ValueError):
+    """A case that cannot be read; the message is one line for the user."""
+
+
 @dataclass(frozen=True)
 class Case:
     """One case as read from its file; `params` and `grads` have the original's names."""
@@ -127,7 +132,7 @@ class Case:
 
 @dataclass(frozen=True)
 class CaseCheck:
-    """The largest relative difference of a case's outputs and of its gradients; see `relative_difference`."""
+    """The largest difference of a case's outputs and of its gradients; see `parity.compare`."""
 
     case: str
     outputs: float
@@ -161,7 +166,7 @@ def build_machine(meta: Mapping[str, Any]) -> nn.Module:
     )
     if meta["cls"] == _SIMPLE:
         return SimpleTokenTuringMachineStep(**shared)
-    read, write = _MODES[arguments["memory_mode"]]
+    read, write = MODES[arguments["memory_mode"]]
     unit = dict(read=read, write=write, positions=arguments["use_positional_embedding"])
     if meta["cls"] == _UNIT:
         return TokenTuringMachineStep(**shared, **unit)
@@ -212,7 +217,7 @@ def load_case(path: str | Path) -> Case:
     """Reads and checks a case, without pickle.
 
     Raises:
-        ValueError: in one line: the file, what is wrong with it and what would be right.
+        CaseError: in one line: the file, what is wrong with it and what would be right.
     """
     path = Path(path)
     try:
@@ -220,7 +225,7 @@ def load_case(path: str | Path) -> Case:
         meta = _read_meta(arrays.pop("meta", None))
         _check_arrays(arrays, meta)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise CaseError(f"{path}: {error}") from None
     params, grads, inputs, outputs = (
         {name.removeprefix(group): array for name, array in arrays.items() if name.startswith(group)}
         for group in ("params/", "grads/", "in/", "out/")
@@ -228,32 +233,19 @@ def load_case(path: str | Path) -> Case:
     return Case(path.stem, meta, params, grads, inputs, outputs)
 
 
-def relative_difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> float:
-    """The largest |ours - theirs| over the arrays, each divided by its scale; infinite where NaN.
-
-    The scale of an array is max |theirs|, but at least 0.05 of the largest of these. A gradient can be zero
-    but for rounding (that of a bias to which a softmax is invariant), and rounding leaves up to 2e-7 of the
-    largest gradient in every array. An error of 1e-6 of the largest gradient is seen in any of them.
-    """
-    scales = {name: float(np.abs(array).max()) for name, array in theirs.items()}
-    smallest = MIN_SCALE * max(scales.values())
-    worst = 0.0
-    for name, array in theirs.items():
-        difference = float(np.abs(np.asarray(ours[name], np.float64) - array).max())
-        scale = max(scales[name], smallest)
-        if difference:
-            worst = max(worst, difference / scale if scale and math.isfinite(difference) else math.inf)
-    return worst
+def shipped_cases() -> Path:
+    """The folder of the cases that come with the package."""
+    package = Path(__file__).parent
+    inside = package / "scenic_cases"  # of a wheel
+    return inside if inside.is_dir() else package.parent / "tests" / "data" / "scenic"
 
 
-def compare(case: Case) -> CaseCheck:
-    """Runs our machine on the case, with full float32 products, and compares outputs and gradients."""
+def run(case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Outputs, and gradients under the original's names, of our machine on the case, with full float32 products."""
     machine = build_machine(case.meta)
     params = from_scenic(case.params, case.meta)
 
-    @partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # it runs once: compile fast
-    @partial(jax.value_and_grad, has_aux=True)
-    def run(params: Any, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def loss(params: Any, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
         if case.meta["cls"] == _ENCODER:
             outputs: dict[str, Any] = {"output": machine.apply({"params": params}, inputs["tokens"])[0]}
         else:
@@ -263,11 +255,17 @@ def compare(case: Case) -> CaseCheck:
         return jnp.stack(products).sum(), outputs
 
     with jax.default_matmul_precision("highest"):
-        (_, outputs), grads = run(params, dict(case.inputs))
+        (_, outputs), grads = fast_jit(jax.value_and_grad(loss, has_aux=True))(params, dict(case.inputs))
+    return outputs, to_scenic(grads, case.meta)
+
+
+def compare(case: Case) -> CaseCheck:
+    """Runs our machine on the case and compares outputs and gradients."""
+    outputs, grads = run(case)
     return CaseCheck(
         case.name,
-        relative_difference(outputs, case.outputs),
-        relative_difference(to_scenic(grads, case.meta), case.grads),
+        largest_difference(outputs, case.outputs).value,
+        largest_difference(grads, case.grads).value,
     )
 
 
@@ -294,8 +292,8 @@ def _arguments(meta: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(
             f"meta: processing_unit must be one of {', '.join(_LAYER)}; got {arguments['processing_unit']!r}"
         )
-    if arguments.get("memory_mode", "TL") not in _MODES:
-        raise ValueError(f"meta: memory_mode must be one of {', '.join(_MODES)}; got {arguments['memory_mode']!r}")
+    if arguments.get("memory_mode", "TL") not in MODES:
+        raise ValueError(f"meta: memory_mode must be one of {', '.join(MODES)}; got {arguments['memory_mode']!r}")
     if cls == _ENCODER:
         heads = 12 if arguments["processing_unit"] == "transformer" else 1
         arguments |= dict(mlp_dim=512, num_heads=heads, use_positional_embedding=False)
@@ -328,7 +326,7 @@ def _modules(meta: Mapping[str, Any]) -> Iterator[tuple[_Rows, dict[str, Any]]]:
     if meta["cls"] == _SIMPLE:
         yield _LEARNER, dict(n=0, at="summarizer")
         return
-    read, write = _MODES[arguments["memory_mode"]]
+    read, write = MODES[arguments["memory_mode"]]
     summarizers = {"mlp": _LEARNER, "query": _QUERIES}
     yield summarizers[read], dict(n=0, at="read/summarizer")
     yield summarizers.get(write, _ERASE_ADD), dict(n=1, at="write/summarizer")
@@ -412,13 +410,8 @@ def _expected_shapes(tokens: np.ndarray | None, meta: Mapping[str, Any]) -> dict
     return shapes
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"parity.scenic: error: {message}\n")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="python -m parity.scenic",
         description="Check this library against cases computed with the original Scenic code: outputs and "
         "gradients, largest difference relative to the scale of each array.",
@@ -437,8 +430,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         cases = [load_case(path) for path in options.files]
-    except ValueError as error:
-        parser.error(str(error))
+    except CaseError as error:
+        return fail(parser, error)
     if options.json:
         checks = [compare(case) for case in cases]
         print(json.dumps({"cases": [_as_json(check) for check in checks], "ok": all(c.ok for c in checks)}))

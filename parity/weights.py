@@ -28,7 +28,12 @@ from torch import Tensor, nn
 
 import ttm_torch
 
-_SAME_BITS = {2: (np.int16, torch.int16), 4: (np.int32, torch.int32), 8: (np.int64, torch.int64)}
+_SAME_BITS = {
+    1: (np.int8, torch.int8),
+    2: (np.int16, torch.int16),
+    4: (np.int32, torch.int32),
+    8: (np.int64, torch.int64),
+}
 _RENAMED = {"kernel": "weight", "scale": "weight"}
 
 
@@ -61,7 +66,7 @@ def to_jax(state: Mapping[str, Tensor], like: Mapping[str, Any]) -> dict[str, An
         name = torch_name(path, len(leaf.shape))
         if name not in state:
             raise ValueError(f"parameter {name} is missing; it is {'/'.join(path)} of shape {leaf.shape} in JAX")
-        array = _to_numpy(state.pop(name))
+        array = to_numpy(state.pop(name))
         expected = leaf.shape
         if path[-1] == "kernel":
             array, expected = array.T, _matrix_shape(path, leaf.shape)
@@ -112,7 +117,7 @@ def twin_of(module: Any, *, width: int, num_tokens: int) -> nn.Module:
 
 def _matrix_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, int]:
     """A kernel's shape as a matrix [inputs, outputs]; an attention's output kernel is [H, K, D]."""
-    num_inputs = len(shape) - 1 if path[-2] == "out" else 1
+    num_inputs = len(shape) - 1 if path[-2:-1] == ("out",) else 1
     return int(np.prod(shape[:num_inputs])), int(np.prod(shape[num_inputs:]))
 
 
@@ -123,7 +128,8 @@ def _to_tensor(array: np.ndarray) -> Tensor:
     return bits.view(getattr(torch, array.dtype.name))
 
 
-def _to_numpy(tensor: Tensor) -> np.ndarray:
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """A copy of `tensor`, to the bit, from any device."""
     _, torch_bits = _SAME_BITS[tensor.element_size()]
     bits = tensor.detach().cpu().contiguous().view(torch_bits).numpy()
     return bits.view(jax.numpy.dtype(str(tensor.dtype).removeprefix("torch."))).copy()

@@ -1,0 +1,18 @@
+"""Proves the JAX library and its PyTorch twin equal: `python -m parity`."""
+
+import sys
+
+
+def main() -> int:
+    """`parity.command.main`; Ctrl-C while its packages are imported, which takes seconds, gets one line too."""
+    try:
+        from parity.command import main as command
+
+        return command()
+    except KeyboardInterrupt:
+        print("python -m parity: error: stopped before all was compared", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

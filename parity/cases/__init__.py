@@ -1,0 +1,17 @@
+"""All comparisons. Cases are independent of each other; the mutations run alone, after the others."""
+
+from parity.cases import data, layers, machine, multiplier, mutations, scenic, training, weights
+from parity.compare import Case
+
+CASES: tuple[Case, ...] = (
+    *scenic.CASES,
+    *weights.CASES,
+    *data.CASES,
+    *layers.CASES,
+    *machine.CASES,
+    *training.CASES,
+    *multiplier.CASES,
+)
+MUTATIONS: tuple[Case, ...] = mutations.CASES
+
+NOTES = [f"not compared: the optimiser {left_out.name}, unknown to ttm_torch" for left_out in training.WITHOUT_TWIN]

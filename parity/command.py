@@ -1,0 +1,133 @@
+"""The command `python -m parity`."""
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ttm_jax.cli import Parser, fail
+
+_LINE_EVERY_SECONDS = 10.0
+_NEEDED = {"torch": "PyTorch", "safetensors": "safetensors"}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: 0 where all comparisons are in bounds and all mutations caught, 1 where not, 2 on bad input."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    for module, name in _NEEDED.items():
+        if importlib.util.find_spec(module) is None:
+            return fail(parser, f"{name} is not installed; pip install 'token-turing-machine[torch]' installs it")
+
+    import jax
+    import torch
+
+    # The twins must not share a GPU: JAX would take most of its memory. JAX's numbers are those of the CPU.
+    jax.config.update("jax_platforms", "cpu")
+    torch.set_num_threads(1)  # small arrays: more threads wait for each other
+    if options.device == "cuda" and not torch.cuda.is_available():
+        return fail(parser, "--device cuda: PyTorch sees no CUDA device; --device cpu does without")
+
+    from parity import cases
+    from parity.report import as_json, is_ok, print_report
+    from parity.scenic import CaseError
+    from ttm_jax.run_folder import provenance
+
+    chosen, mutations = (
+        [case for case in group if fnmatchcase(case.name, f"*{options.only}*")]
+        for group in (cases.CASES, cases.MUTATIONS)
+    )
+    if not chosen and not mutations:
+        groups = ", ".join(dict.fromkeys(case.name.partition("/")[0] for case in (*cases.CASES, *cases.MUTATIONS)))
+        return fail(parser, f"--only {options.only}: no case has that in its name; names begin with {groups}")
+    start = time.perf_counter()
+    try:
+        found = _compare(chosen, mutations, options.device)
+    except CaseError as error:
+        return fail(parser, error)
+    seconds = time.perf_counter() - start
+
+    versions = {**provenance(), "torch": torch.__version__}
+    if options.json:
+        origin = {"device": options.device, "seconds": seconds, "provenance": versions}
+        print(json.dumps({**as_json(found), **origin}))
+    else:
+        where = f"ttm_torch: torch {versions['torch']} on {options.device}; ttm_jax: jax {versions['jax']} on cpu"
+        print_report(found, [*cases.NOTES, f"{where}; {seconds:.0f} s"])
+    return 0 if is_ok(found) else 1
+
+
+def _compare(chosen: Sequence[Any], mutations: Sequence[Any], device: str) -> dict[str, Any]:
+    """The rows of each case; the mutations, which change what all threads use, run alone after the others."""
+    found = {}
+    with _progress(len(chosen) + len(mutations)) as advance:
+        with _pool() as pool:
+            for case, rows in zip(chosen, pool.map(lambda case: case.rows(device), chosen), strict=True):
+                found[case.name] = rows
+                advance()
+        for case in mutations:
+            found[case.name] = case.rows(device)
+            advance()
+    return found
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m parity",
+        description="Compares ttm_jax and ttm_torch: weights both ways, data, every layer, the machine in every mode, "
+        "20 optimiser steps, the original's reference cases; then changes the twin a little, which must be seen.",
+        epilog="example: python -m parity --only erase_add\n\n"
+        "exit status: 0 all in bounds and all mutations caught, 1 not so, 2 bad input",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where PyTorch runs (JAX: on the CPU)")
+    parser.add_argument(
+        "--only",
+        metavar="PATTERN",
+        default="",
+        help="cases whose name contains this; * and ? as in file names: machine/query-*, mutation, scenic/unit_TL_",
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of the table")
+    return parser
+
+
+@contextmanager
+def _pool() -> Iterator[ThreadPoolExecutor]:
+    """Threads: one case is traced while another is compiled. An error or Ctrl-C drops what has not begun."""
+    pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[], None]]:
+    """What counts a case on stderr: a bar on a terminal, else a line now and then."""
+    if sys.stderr.isatty():
+        columns = TextColumn("comparing"), BarColumn(), MofNCompleteColumn(), TextColumn("cases"), TimeElapsedColumn()
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            task = progress.add_task("", total=total)
+            yield lambda: progress.advance(task)
+        return
+    start = last = time.monotonic()
+    done = 0
+
+    def advance() -> None:
+        nonlocal done, last
+        done += 1
+        if (now := time.monotonic()) - last >= _LINE_EVERY_SECONDS:
+            last = now
+            print(f"{done} of {total} cases, {now - start:.0f} s", file=sys.stderr, flush=True)
+
+    yield advance
