@@ -13,5 +13,3 @@ CASES: tuple[Case, ...] = (
     *multiplier.CASES,
 )
 MUTATIONS: tuple[Case, ...] = mutations.CASES
-
-NOTES = [f"not compared: the optimiser {left_out.name}, unknown to ttm_torch" for left_out in training.WITHOUT_TWIN]

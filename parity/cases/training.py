@@ -243,14 +243,6 @@ def _jax_steps(case: OptimizerCase) -> tuple[Any, np.ndarray, np.ndarray, Arrays
         return params, losses, rates, as_arrays(state.params)
 
 
-def _twin_has(config: OptimizerConfig) -> bool:
-    try:
-        ttm_torch.make_optimizer(ttm_torch.TTMModel(SMALL), config)
-    except ValueError:
-        return False
-    return True
-
-
 def _mode_case(read: str, write: str, processing: str) -> TrainingCase:
     modes: Any = dict(read=read, write=write, processing=processing)
     config = dataclasses.replace(SMALL, **modes)
@@ -261,10 +253,9 @@ def _machine_case(machine: Any) -> TrainingCase:
     return TrainingCase(f"training/{machines.name_of(machine)}", partial(machine_task, machine))
 
 
-WITHOUT_TWIN = tuple(config for config in OPTIMIZERS if not _twin_has(config))
 # The multiplier in all modes that it has, the machine in those that it has not.
 CASES = (
     *(_mode_case(*mode) for mode in machines.MODES),
     *(_machine_case(machine) for machine in machines.MACHINES[len(machines.MODES) :]),
-    *(OptimizerCase(config) for config in OPTIMIZERS if config not in WITHOUT_TWIN),
+    *(OptimizerCase(config) for config in OPTIMIZERS),
 )

@@ -11,7 +11,7 @@ import torch
 
 import parity.cases.scenic
 from parity import __main__
-from parity.cases import CASES, data, layers, training
+from parity.cases import data, layers
 from parity.command import main
 from parity.compare import DEFINITION
 
@@ -120,17 +120,6 @@ def test_ctrl_c(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["parity", "--only", "layers/dense"])
     assert __main__.main() == 130
     assert capsys.readouterr() == ("", "python -m parity: error: stopped before all was compared\n")
-
-
-def test_an_optimiser_that_one_side_lacks_is_told(capsys):
-    compared = {case.name for case in CASES if case.name.startswith("optimizer/")}
-    left_out = {f"optimizer/{config.name}" for config in training.WITHOUT_TWIN}
-    assert compared | left_out == {f"optimizer/{config.name}" for config in training.OPTIMIZERS}
-    assert {"optimizer/adam", "optimizer/adamw"} <= compared
-    main(["--only", "layers/dense"])
-    out, _ = capsys.readouterr()
-    for name in left_out:
-        assert f"not compared: the optimiser {name.removeprefix('optimizer/')}" in out
 
 
 def test_help_does_not_wait_for_pytorch():
