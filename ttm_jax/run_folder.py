@@ -129,7 +129,9 @@ def _commit() -> str | None:
 def _command() -> str:
     program = Path(sys.argv[0])
     if program.suffix == ".py" and (program.parent / "__init__.py").exists():  # python -m package.module
-        return shlex.join(["python", "-m", f"{program.parent.name}.{program.stem}", *sys.argv[1:]])
+        return shlex.join(
+            ["python", "-m", f"{program.parent.name}.{program.stem}".removesuffix(".__main__"), *sys.argv[1:]]
+        )
     return shlex.join([program.name, *sys.argv[1:]])
 
 

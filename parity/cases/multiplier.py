@@ -1,7 +1,6 @@
 """The multiplier as it is used: at the sizes of the shipped configs, in evaluation, and in bfloat16."""
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -25,43 +24,75 @@ BFLOAT16_BOUND = 4 * float(jnp.finfo(jnp.bfloat16).eps)
 
 @dataclass(frozen=True, eq=False)
 class LogitsCase:
-    """Logits of all 12 places, with nothing masked, in one dtype.
+    """Logits of all 12 places, with nothing masked, at the sizes of a shipped config."""
 
-    Attributes:
-        param_dtype: of the weights.
-        dtype: of computation.
-    """
-
-    title: str
-    make_config: Callable[[], ModelConfig]
+    config: str
     dtype: str
-    param_dtype: str
     bound: float
 
     @property
     def name(self) -> str:
-        return f"multiplier/{self.title}"
+        return f"multiplier/{self.config}-{self.dtype}"
 
     def rows(self, device: str) -> list[Row]:
-        config, params, theirs = _jax_logits(self)
-        twin = ttm_torch.TTMModel(config)
-        load_weights(twin, params, self.param_dtype, device)
-        (inputs,) = tensors_of([multiplier_batch(0)["inputs"]], device)
-        with torch.no_grad():
-            ours = map(to_numpy, split_padding(twin.eval().raw_logits(inputs)))
-        kinds = {name: ({"": a}, {"": b}) for name, a, b in zip(("logits", "padding"), ours, theirs, strict=True)}
-        return [compared(self.dtype, self.bound, **kinds)]
+        ours, theirs = _torch_logits(self.config, self.dtype, device), _jax_logits(self.config, self.dtype)
+        return [_row(self.dtype, self.bound, ours, theirs)]
+
+
+@dataclass(frozen=True, eq=False)
+class Bfloat16Case:
+    """Logits computed in bfloat16, of weights in float32: between the twins, and of each against its own float32."""
+
+    config: str
+    write: str
+
+    @property
+    def name(self) -> str:
+        return f"multiplier/{self.config}-{self.write}-bfloat16"
+
+    def rows(self, device: str) -> list[Row]:
+        config, write, dtypes = self.config, self.write, ("float32", "bfloat16")
+        jax_wide, jax_narrow = (_jax_logits(config, dtype, write) for dtype in dtypes)
+        torch_wide, torch_narrow = (_torch_logits(config, dtype, device, write) for dtype in dtypes)
+        return [
+            _row("bfloat16", BFLOAT16_BOUND, torch_narrow, jax_narrow),
+            _row("bfloat16 against float32 in ttm_jax", BFLOAT16_BOUND, jax_narrow, jax_wide),
+            _row("bfloat16 against float32 in ttm_torch", BFLOAT16_BOUND, torch_narrow, torch_wide),
+        ]
+
+
+def _row(label: str, bound: float, ours: tuple[Any, Any], theirs: tuple[Any, Any]) -> Row:
+    """A row of logits and the logit of padding, each of their own kind."""
+    kinds = {name: ({"": a}, {"": b}) for name, a, b in zip(("logits", "padding"), ours, theirs, strict=True)}
+    return compared(label, bound, **kinds)
+
+
+def _torch_logits(name: str, dtype: str, device: str, write: str = "mlp") -> tuple[np.ndarray, np.ndarray]:
+    config, params = _model(name, dtype, write)
+    twin = ttm_torch.TTMModel(config)
+    load_weights(twin, params, config.param_dtype, device)
+    (inputs,) = tensors_of([multiplier_batch(0)["inputs"]], device)
+    with torch.no_grad():
+        logits, padding = split_padding(twin.eval().raw_logits(inputs))
+    return to_numpy(logits), to_numpy(padding)
 
 
 @cache
-def _jax_logits(case: LogitsCase) -> tuple[ModelConfig, Any, tuple[np.ndarray, np.ndarray]]:
-    options: Any = dict(dtype=case.dtype, param_dtype=case.param_dtype, dropout_rate=0.0)
-    config = dataclasses.replace(case.make_config(), **options)
-    model = ttm_jax.TTMModel(config)
-    with jax.enable_x64(case.param_dtype == "float64"), jax.default_matmul_precision("highest"):
-        params = multiplier_params(model, jnp.dtype(case.param_dtype))
-        logits = fast_jit(partial(model.apply, method="raw_logits"))({"params": params}, multiplier_batch(0)["inputs"])
-        return config, params, jax.device_get(split_padding(logits))
+def _jax_logits(name: str, dtype: str, write: str = "mlp") -> tuple[np.ndarray, np.ndarray]:
+    config, params = _model(name, dtype, write)
+    apply = partial(ttm_jax.TTMModel(config).apply, method="raw_logits")
+    with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
+        logits = fast_jit(apply)({"params": params}, multiplier_batch(0)["inputs"])
+        return jax.device_get(split_padding(logits))
+
+
+@cache
+def _model(name: str, dtype: str, write: str) -> tuple[ModelConfig, Any]:
+    """A shipped config that computes in `dtype`, without dropout, and parameters; float32 at least."""
+    param_dtype = "float32" if dtype == "bfloat16" else dtype
+    options: Any = dict(write=write, dtype=dtype, param_dtype=param_dtype, dropout_rate=0.0)
+    config = dataclasses.replace(load_config(shipped_configs() / f"{name}.toml").model, **options)
+    return config, multiplier_params(ttm_jax.TTMModel(config), param_dtype)
 
 
 class EvaluationCase:
@@ -93,20 +124,12 @@ def _jax_evaluation() -> tuple[Any, Arrays]:
         return params, jax.device_get(step(params, multiplier_batch(0)))
 
 
-def _shipped(name: str) -> ModelConfig:
-    return load_config(shipped_configs() / f"{name}.toml").model
-
-
-def _small() -> ModelConfig:
-    return SMALL
-
-
 CASES = (
     *(
-        LogitsCase(f"{name}-{dtype}", partial(_shipped, name), dtype, dtype, bound)
-        for name in ("quick", "multiplication")
+        LogitsCase(config, dtype, bound)
+        for config in ("quick", "multiplication")
         for dtype, bound in (("float64", FLOAT64_BOUND), ("float32", FLOAT32_BOUND))
     ),
+    *(Bfloat16Case("quick", write) for write in ("mlp", "erase_add")),
     EvaluationCase(),
-    LogitsCase("quick-bfloat16", partial(_shipped, "quick"), "bfloat16", "float32", BFLOAT16_BOUND),
 )

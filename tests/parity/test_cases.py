@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ttm_jax
-from parity.cases import CASES, MUTATIONS, data, machine, training
+from parity.cases import CASES, MUTATIONS, data, machine, multiplier, training
 from parity.twins import as_arrays
 from ttm_jax.memory import READS, WRITES
 from ttm_jax.processing import PROCESSING_UNITS
@@ -85,3 +85,12 @@ def test_a_change_of_the_data_is_seen_in_each_array():
         changed.flat[-1] += 1
         assert data.checksum({**arrays, name: changed}) != data.CASES[0].checksum
     assert data.checksum(dict(reversed(arrays.items()))) != data.CASES[0].checksum
+
+
+def test_bfloat16_is_computed_in_bfloat16():
+    cases = [case for case in multiplier.CASES if case.name.endswith("-bfloat16")]
+    assert len(cases) == 2
+    for case in cases:
+        rows = case.rows("cpu")
+        assert len(rows) == 3
+        assert all(row.difference > 1e-3 for row in rows), rows
