@@ -127,12 +127,10 @@ def _commit() -> str | None:
 
 
 def _command() -> str:
-    program = Path(sys.argv[0])
-    if program.suffix == ".py" and (program.parent / "__init__.py").exists():  # python -m package.module
-        return shlex.join(
-            ["python", "-m", f"{program.parent.name}.{program.stem}".removesuffix(".__main__"), *sys.argv[1:]]
-        )
-    return shlex.join([program.name, *sys.argv[1:]])
+    spec = sys.modules["__main__"].__spec__
+    if spec is None:
+        return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    return shlex.join(["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]])
 
 
 def _cpu_name() -> str:
