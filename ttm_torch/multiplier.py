@@ -12,6 +12,7 @@ from ttm_torch.initializers import lecun_normal, normal
 from ttm_torch.layers import Embedding, at_least_float32, gelu
 from ttm_torch.machine import TokenTuringMachine
 from ttm_torch.multiplication import MAX_CARRY, MAX_DIGITS
+from ttm_torch.script import script
 from ttm_torch.vocab import EOS_TOKEN, PAD_TOKEN, TIMES_TOKEN, VOCAB_SIZE
 
 NUM_DIGIT_LOGITS = 11  # tokens 0-10: the sign shares the digits' head, so that index is token
@@ -46,6 +47,7 @@ def detect_eos(logits_BxSxV: Tensor) -> Tensor:
     return extract_eos_probs(logits_BxSxV) > EOS_THRESHOLD
 
 
+@script
 def create_eos_mask(has_eos_BxS: Tensor) -> Tensor:
     """1 at each position [B, S] after the first EOS, 0 up to and including it."""
     seen_BxS = has_eos_BxS.int().cumsum(dim=1) - has_eos_BxS.int()

@@ -11,16 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from ttm_torch.layers import FeedForward, MultiHeadAttention, apply, at_least_float32, layer_norm
+from ttm_torch.script import script
 
 SUMMARIZERS = ("mlp", "query", "pooling")
 BOTTLENECK_DIM = 64  # of the importance MLP: TokenLearner 1.1
 
 
+@script
 def normalize_weights(weights_BxKxN: Tensor) -> Tensor:
     """Softmax over the tokens, temperature 1, in float32 at least: the weights [B, K, N] of each summary sum to 1."""
     return at_least_float32(weights_BxKxN).softmax(dim=-1)
 
 
+@script
 def weighted_sum(tokens_BxNxD: Tensor, weights_BxKxN: Tensor) -> Tensor:
     """Each summary [B, K, D] as the weighted sum of all tokens, in the dtype of the tokens."""
     return torch.einsum("bkn,bnd->bkd", weights_BxKxN.to(tokens_BxNxD.dtype), tokens_BxNxD)
