@@ -9,6 +9,7 @@ from ttm_torch.config import (
     OptimizerConfig,
     load_config,
 )
+from ttm_torch.cost import measure_flops, measure_memory
 from ttm_torch.inference import Multiplier, load
 from ttm_torch.layers import (
     Embedding,
@@ -166,6 +167,8 @@ __all__ = [
     "make_processor",
     "make_scheduler",
     "make_write",
+    "measure_flops",
+    "measure_memory",
     "nn",
     "normalize_weights",
     "number_to_tokens",
