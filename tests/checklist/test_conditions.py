@@ -4,10 +4,14 @@ Names that a condition leaves open (`memory`, `inputs`, `model`) stand for value
 with 12 memory tokens are those of a model built with `memory_size=12`.
 """
 
-import dataclasses
 import inspect
+import json
 import math
+import re
+import shutil
+import subprocess
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ import torch
 import ttm_torch
 from ttm_torch.state import create_state
 
+ROOT = Path(__file__).parents[2]
 SMALL = ttm_torch.ModelConfig(memory_size=6, process_size=4, num_layers=1, mlp_dim=32)
 
 # By the item's number in docs/checklist.md; all expressions of an item have to be true.
@@ -442,3 +447,32 @@ def test_the_optimiser_and_the_rates_are_those_of_phase_9():
     group = {name: state.optimizer.param_groups[0][name] for name in ("betas", "eps", "weight_decay")}
     assert group == {"betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 1e-4}
     assert [ttm_torch.learning_rate(state.scheduler.config, step) for step in (100, 1100)] == [0.002, 0.0001]
+
+
+def test_folders():
+    for name in "ttm_jax ttm_torch parity configs docs results tests".split():
+        assert any((ROOT / name).iterdir())
+
+
+@pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="no checkout, or no git")
+def test_version_control():
+    shown = subprocess.run(["git", "rev-parse", "--show-toplevel"], cwd=ROOT, capture_output=True, text=True)
+    assert Path(shown.stdout.strip()) == ROOT
+    commit = json.loads((ROOT / "results/quick/versions.json").read_text())["commit"]
+    assert re.fullmatch(r"[0-9a-f]{40}(\+changes)?", commit)
+
+
+@pytest.mark.parametrize("length", ["3x1", "3x2", "2x3"])
+def test_numbers_above_100(length):
+    counts = json.loads((ROOT / "results/quick/evaluation.json").read_text())["exact_match"][length]
+    assert counts["total"] > 800
+    assert counts["correct"] / counts["total"] > 0.8
+
+
+def test_the_run_without_memory():
+    """It differs from the default run in nothing else, and is worse where numbers are long."""
+    runs = {run["run"]: run for run in json.loads((ROOT / "results/quick_variants.json").read_text())}
+    assert runs["no-memory"]["changed"] == {"model.write": "none"}
+    assert runs["no-memory"]["examples"] == runs["quick"]["examples"]
+    right = {name: runs[name]["exact_match"]["3x2"]["correct"] for name in ("quick", "no-memory")}
+    assert 0 < right["no-memory"] < right["quick"]

@@ -1,0 +1,428 @@
+"""The figures in the answers of docs/checklist.md, measured anew: what is bold there has to be what is found here."""
+
+import importlib.util
+import inspect
+import json
+import re
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import ttm_torch
+from ttm_jax.flops import summary_cost
+from ttm_jax.run_folder import RunFolder
+from ttm_torch.config import find_config
+from ttm_torch.state import loss_fn
+
+ROOT = Path(__file__).parents[2]
+NOT_MEASURED, NOT_BUILT = "not measured", "not built yet"
+DEMO = "python -m ttm_jax.demo does not exist"
+GPU = "nothing was measured on a GPU"
+HARDWARE = "the measuring command was not run yet"
+
+# What is still open, and why; nothing else may be. An item goes from here when its figures come.
+OPEN = {
+    "1.5": HARDWARE,
+    "1.6": GPU,
+    "1.7": GPU,
+    "1.8": GPU,
+    "1.9": HARDWARE,
+    "4.4": HARDWARE,
+    "4.8": HARDWARE,
+    "11.3": HARDWARE,
+    "11.5": GPU,
+    "11.6": HARDWARE,
+    "11.7": GPU,
+    "12.7": DEMO,
+    "12.8": DEMO,
+    "12.9": DEMO,
+    "12.10": DEMO,
+}
+
+FIGURES: dict[str, Callable[[], list[Any]]] = {}
+
+
+def figures(*numbers: str) -> Callable:
+    """What the function gives has to be bold in the answers of these items, in this order."""
+
+    def add(function: Callable[[], list[Any]]) -> Callable[[], list[Any]]:
+        FIGURES.update(dict.fromkeys(numbers, function))
+        return function
+
+    return add
+
+
+@figures("1.1")
+def allowed_versions():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (found,) = (line for line in project["optional-dependencies"]["torch"] if line.startswith("torch"))
+    return [found.removeprefix("torch")]
+
+
+def hardware(platform: str, section: str) -> dict[str, Any] | None:
+    """A section of the results of a device; None where it was not measured, or quickly."""
+    for path in sorted((ROOT / "results/hardware").glob("*.json")):
+        result = json.loads(path.read_text())
+        if result["device"]["platform"] == platform and section in result and not result[section]["quick"]:
+            return result[section]
+    return None
+
+
+def milliseconds(platform: str, operation: str) -> float | None:
+    """The median of an operation."""
+    if (section := hardware(platform, "operations")) is None:
+        return None
+    (row,) = (row for row in section["rows"] if row["name"] == operation)
+    return 1e3 * row["median_s"]
+
+
+def ratio(a: float | None, b: float | None) -> float | None:
+    return None if a is None or b is None else a / b
+
+
+def shown(*values: float | None) -> list[str]:
+    """Three digits."""
+    return [NOT_MEASURED if value is None else f"{value:.3g}" for value in values]
+
+
+@figures("1.5")
+def product_on_the_processor():
+    return shown(milliseconds("cpu", "matrix product"))
+
+
+@figures("1.6")
+def product_on_a_gpu():
+    return shown(milliseconds("gpu", "matrix product"))
+
+
+def on_both(operation: str) -> Callable[[], list[str]]:
+    """Milliseconds on the processor and on a GPU, and how many times as fast the GPU is."""
+
+    def measure() -> list[str]:
+        processor, gpu = (milliseconds(platform, operation) for platform in ("cpu", "gpu"))
+        return shown(processor, gpu, ratio(processor, gpu))
+
+    return measure
+
+
+FIGURES["1.7"] = on_both("token embedding")
+FIGURES["1.8"] = on_both("Transformer forward")
+FIGURES["11.5"] = on_both("multiplier, train step")
+
+
+@figures("1.9")
+def chosen_device():
+    page = ROOT / "hardware_choice.md"
+    found = re.search(r"^(?:Train on|The only device measured so far:) \*\*(.+?)\*\*", page.read_text(), re.MULTILINE)
+    return [NOT_MEASURED if found is None else found[1]]
+
+
+@figures("2.3")
+def displayed_sign():
+    return [ttm_torch.tokens_to_string([ttm_torch.TIMES_TOKEN])]
+
+
+@figures("2.7")
+def special_tokens():
+    return [ttm_torch.tokens_to_string([1, 2, 10, 3, 11, 12, 4])]
+
+
+@figures("2.8")
+def parameters_of_the_dataset():
+    return [", ".join(inspect.signature(ttm_torch.MultiplicationDataset).parameters)]
+
+
+@figures("2.9")
+def ranges():
+    return [f"{low} to {high:,}" for low, high in ttm_torch.MultiplicationDataset().stages]
+
+
+@figures("2.10")
+def sequence_length():
+    return [ttm_torch.MultiplicationDataset().generate_batch()[0].shape[1]]
+
+
+@figures("2.11")
+def augmentations():
+    return list(ttm_torch.augment_batch.__defaults__[-1])
+
+
+@figures("2.13")
+def example():
+    return [rows[0].tolist() for rows in ttm_torch.MultiplicationDataset().generate_batch()]
+
+
+@figures("3.1")
+def importance_layers():
+    hidden, out = (ttm_torch.MLPSummarizer(5, 128).mlp.get_submodule(name) for name in ("hidden", "out"))
+    return [hidden.in_features, hidden.out_features, out.out_features]
+
+
+@figures("3.4")
+def cost_of_a_summary():
+    return [f"{summary_cost('mlp', 10, 5, 128):,}"]
+
+
+@figures("3.5")
+def norms():
+    tokens = seeded(2, 10, 128)
+    before, after = (x.norm(dim=-1).mean() for x in (tokens, ttm_torch.token_summarize(tokens, k=5)))
+    return [f"{x:.1f}" for x in (before, after, before - after)]
+
+
+@figures("3.6")
+def queries():
+    return [f"{seeded_module(lambda: ttm_torch.QuerySummarizer(64)).queries.std():.2f}"]
+
+
+@figures("3.7")
+def costs_of_queries_and_mlp():
+    return [f"{summary_cost(kind, 10, 5, 128):,}" for kind in ("query", "mlp")]
+
+
+@figures("3.9")
+def cost_of_pooling():
+    return [summary_cost("pooling", 10, 5, 128)]
+
+
+@figures("4.3")
+def share_of_memory():
+    """The mean weight that a read token puts on all memory tokens together, and on all input tokens."""
+    read = seeded_module(lambda: ttm_torch.Read(16, width=128, num_tokens=12 + 10))
+    tokens = read.positions(seeded(64, 12 + 10, 128))
+    weights = ttm_torch.normalize_weights(read.summarizer.importance_weights(tokens))
+    on_memory = weights[..., :12].sum(-1).mean()
+    return [f"{100 * share:.0f} %" for share in (on_memory, 1 - on_memory)]
+
+
+FIGURES["4.4"] = lambda: shown(milliseconds("cpu", "read"))
+FIGURES["4.8"] = lambda: shown(milliseconds("cpu", "write"))
+
+
+@figures("5.5")
+def transformer_flops():
+    transformer = ttm_torch.TransformerStack(dim=128, depth=4, heads=4, hidden_dim=512)
+    with FlopCounterMode(display=False) as counter:
+        transformer(torch.zeros(2, 16, 128))
+    return [f"{counter.get_total_flops():,}"]
+
+
+@figures("6.1")
+def embedding_deviations():
+    model = seeded_model()
+    return [f"{table.weight.std():.1f}" for table in (model.token_embed, model.pos_embed)]
+
+
+@figures("6.2")
+def rows_of_positions():
+    return [seeded_model().pos_embed.num_embeddings]
+
+
+@figures("6.5")
+def memory_magnitude():
+    return [f"{seeded_model().memory_init.abs().mean():.4f}"]
+
+
+@figures("6.16")
+def transformer_layers():
+    return [seeded_model().machine.get_submodule("step.process").depth]
+
+
+@figures("6.19")
+def memory_of_a_forward_pass():
+    """Parameters, and what a forward pass of one problem keeps for the backward pass, in MB."""
+    model, kept = seeded_model(), {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage  # held, so that no other takes its address
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(torch.tensor([[1, 2, 10, 3, 11, 12, 12, 12, 12, 12, 12, 12]]))
+    sizes = (4 * sum(p.numel() for p in model.parameters()), sum(storage.nbytes() for storage in kept.values()))
+    return [f"{size / 1e6:.2g}" for size in sizes]
+
+
+@figures("7.1")
+def eos_threshold():
+    """The least probability of EOS, to a thousandth, that is detected."""
+    other = torch.log(1 - (probability := torch.arange(1, 1000) / 1000))
+    logits = torch.full((1, 999, 13), -1e4)
+    logits[0, :, 0], logits[0, :, 11] = other, probability.log()
+    (detected,) = ttm_torch.detect_eos(logits).nonzero(as_tuple=True)[1:]
+    return [f"{probability[detected].min():.3f}"]
+
+
+@figures("7.5")
+def masked_logits():
+    """Digit 3 and EOS at the position after the first EOS."""
+    logits = torch.full((1, 2, 13), -5.0)
+    logits[0, 0, 11] = 6.0
+    logits[0, 1, 3], logits[0, 1, 11] = 2.0, 1.0
+    masked = ttm_torch.apply_eos_masking(logits, ttm_torch.detect_eos(logits))
+    return [f"{x[0, 1, token]:g}" for x in (logits, masked) for token in (3, 11)]
+
+
+@figures("8.11")
+def initial_loss():
+    inputs, targets = map(torch.as_tensor, ttm_torch.MultiplicationDataset(16).generate_batch())
+    loss, _ = loss_fn(seeded_model().eval(), {"inputs": inputs, "targets": targets})
+    return [f"{loss:.1f}"]
+
+
+@figures("9.10")
+def norms_of_the_default_run():
+    """Gradient norms, each the mean of 25 steps before clipping: the largest, the last, and the share above 1."""
+    norms = [record["grad_norm"] for record in RunFolder(ROOT / "results/quick").records() if record["kind"] == "train"]
+    share = sum(norm > 1 for norm in norms) / len(norms)
+    return [f"{max(norms):.2f}", f"{norms[-1]:.2f}", f"{100 * share:.0f} %"]
+
+
+@figures("9.11")
+def norms_of_dummy_gradients():
+    parameter = torch.nn.Parameter(seeded(5))
+    parameter.grad = 100 * seeded(5)
+    before = torch.nn.utils.clip_grad_norm_([parameter], max_norm=1.0)
+    return [f"{before:.1f}", f"{parameter.grad.norm():.1f}"]
+
+
+@figures("10.1")
+def parameters_of_the_step():
+    return [", ".join(inspect.signature(ttm_torch.train_step).parameters)]
+
+
+@figures("10.11")
+def metrics():
+    model = ttm_torch.TTMModel(ttm_torch.ModelConfig(memory_size=6, process_size=4, num_layers=1, mlp_dim=32))
+    return [", ".join(ttm_torch.eval_step(model, ttm_torch.MultiplicationDataset(4).generate_batch()))]
+
+
+@figures("10.12")
+def number_of_parameters():
+    return [f"{sum(parameter.numel() for parameter in seeded_model().parameters()):,}"]
+
+
+@figures("10.14")
+def batches_per_epoch():
+    return [config.train.steps_per_epoch for config in (ttm_torch.Config(), quick())]
+
+
+@figures("11.1")
+def flops():
+    return [
+        f"{ttm_torch.measure_flops(ttm_torch.TTMModel(config.model)):,}" for config in (ttm_torch.Config(), quick())
+    ]
+
+
+@figures("11.2")
+def peak_memory():
+    config = quick()
+    peak = ttm_torch.measure_memory(ttm_torch.TTMModel(config.model), (config.data.batch_size, 12))
+    return [config.data.batch_size, round(peak, -1)]
+
+
+@figures("11.3")
+def growth_of_a_step():
+    """Lengths of the shortest and the longest history; how much longer each model's step takes after the longest."""
+    if (history := hardware("cpu", "history")) is None:
+        return 4 * [NOT_MEASURED]
+    rows = [
+        row for row in history["streaming"] if not any("skipped" in row[name] for name in ("machine", "transformer"))
+    ]
+    growth = [rows[-1][name]["median_s"] / rows[0][name]["median_s"] for name in ("machine", "transformer")]
+    return [*(f"{row['steps']:,}" for row in (rows[0], rows[-1])), *shown(*growth)]
+
+
+@figures("11.4")
+def scripted_functions():
+    return [name for name in ttm_torch.__all__ if isinstance(getattr(ttm_torch, name), torch.jit.ScriptFunction)]
+
+
+@figures("11.6")
+def where_the_machine_wins():
+    history = hardware("cpu", "history")
+    return (
+        2 * [NOT_MEASURED] if history is None else [history["wins"][name] for name in ("streaming_time", "whole_time")]
+    )
+
+
+@figures("11.7")
+def best_batch():
+    return [
+        NOT_MEASURED if (section := hardware(platform, "batch_sizes")) is None else section["best"]
+        for platform in ("cpu", "gpu")
+    ]
+
+
+def counts(length: str) -> list[str]:
+    """Of held-out pairs of a length: right, all, percent."""
+    found = json.loads((ROOT / "results/quick/evaluation.json").read_text())["exact_match"][length]
+    return [f"{found['correct']:,}", f"{found['total']:,}", f"{100 * found['correct'] / found['total']:.1f} %"]
+
+
+for _number, _length in {"12.1": "1x1", "12.2": "2x1", "12.3": "2x2", "12.4": "3x2"}.items():
+    FIGURES[_number] = lambda length=_length: counts(length)
+
+
+@figures("12.5")
+def larger_numbers():
+    return [counts(length)[-1] for length in ("3x1", "3x2", "2x3", "4x1", "5x1", "3x3", "5x5")]
+
+
+def compared(*runs: str, length: str) -> list[str]:
+    """Percent of held-out pairs of a length that runs get right at their last evaluation."""
+    records = {run["run"]: run["exact_match"] for run in json.loads((ROOT / "results/quick_variants.json").read_text())}
+    found = [records[run][length] for run in runs]
+    return [f"{100 * counts['correct'] / counts['total']:.1f} %" for counts in found]
+
+
+FIGURES["9.1"] = lambda: compared("quick", "adamw", length="3x2")
+FIGURES["12.6"] = lambda: [x for length in ("2x2", "3x2") for x in compared("quick", "no-memory", length=length)]
+
+
+@figures("12.7", "12.8", "12.9", "12.10")
+def demo():
+    return [NOT_BUILT] if importlib.util.find_spec("ttm_jax.demo") is None else []
+
+
+def seeded(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def seeded_module(make: Callable[[], Any]) -> Any:
+    torch.manual_seed(0)
+    return make()
+
+
+def seeded_model() -> ttm_torch.TTMModel:
+    return seeded_module(ttm_torch.TTMModel)
+
+
+def quick() -> ttm_torch.Config:
+    return ttm_torch.load_config(find_config("quick"))
+
+
+@pytest.mark.parametrize("number", FIGURES)
+def test_figures(number, checklist):
+    item = checklist[number]
+    found = [str(figure) for figure in FIGURES[number]()]
+    assert item.figures == found, f"docs/checklist.md:{item.line}: the bold figures have to be these"
+
+
+def test_every_figure_is_measured(checklist):
+    assert {number for number, item in checklist.items() if item.figures} == set(FIGURES)
+
+
+def test_nothing_else_is_open(checklist):
+    """And what is open is not ticked, what is ticked is not open."""
+    words = re.compile(f"{NOT_MEASURED}|{NOT_BUILT}", re.IGNORECASE)
+    assert {number for number, item in checklist.items() if words.search(item.fields["Answer"])} == set(OPEN)
+    assert {number for number, item in checklist.items() if not item.done} == set(OPEN)
