@@ -44,20 +44,7 @@ OPEN = {
     "12.10": DEMO,
 }
 
-FIGURES: dict[str, Callable[[], list[Any]]] = {}
 
-
-def figures(*numbers: str) -> Callable:
-    """What the function gives has to be bold in the answers of these items, in this order."""
-
-    def add(function: Callable[[], list[Any]]) -> Callable[[], list[Any]]:
-        FIGURES.update(dict.fromkeys(numbers, function))
-        return function
-
-    return add
-
-
-@figures("1.1")
 def allowed_versions():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (found,) = (line for line in project["optional-dependencies"]["torch"] if line.startswith("torch"))
@@ -81,116 +68,34 @@ def milliseconds(platform: str, operation: str) -> float | None:
     return 1e3 * row["median_s"]
 
 
-def ratio(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a / b
-
-
 def shown(*values: float | None) -> list[str]:
     """Three digits."""
     return [NOT_MEASURED if value is None else f"{value:.3g}" for value in values]
 
 
-@figures("1.5")
-def product_on_the_processor():
-    return shown(milliseconds("cpu", "matrix product"))
-
-
-@figures("1.6")
-def product_on_a_gpu():
-    return shown(milliseconds("gpu", "matrix product"))
-
-
-def on_both(operation: str) -> Callable[[], list[str]]:
+def on_both(operation: str) -> list[str]:
     """Milliseconds on the processor and on a GPU, and how many times as fast the GPU is."""
-
-    def measure() -> list[str]:
-        processor, gpu = (milliseconds(platform, operation) for platform in ("cpu", "gpu"))
-        return shown(processor, gpu, ratio(processor, gpu))
-
-    return measure
+    processor, gpu = (milliseconds(platform, operation) for platform in ("cpu", "gpu"))
+    return shown(processor, gpu, None if processor is None or gpu is None else processor / gpu)
 
 
-FIGURES["1.7"] = on_both("token embedding")
-FIGURES["1.8"] = on_both("Transformer forward")
-FIGURES["11.5"] = on_both("multiplier, train step")
-
-
-@figures("1.9")
 def chosen_device():
     page = ROOT / "hardware_choice.md"
     found = re.search(r"^(?:Train on|The only device measured so far:) \*\*(.+?)\*\*", page.read_text(), re.MULTILINE)
     return [NOT_MEASURED if found is None else found[1]]
 
 
-@figures("2.3")
-def displayed_sign():
-    return [ttm_torch.tokens_to_string([ttm_torch.TIMES_TOKEN])]
-
-
-@figures("2.7")
-def special_tokens():
-    return [ttm_torch.tokens_to_string([1, 2, 10, 3, 11, 12, 4])]
-
-
-@figures("2.8")
-def parameters_of_the_dataset():
-    return [", ".join(inspect.signature(ttm_torch.MultiplicationDataset).parameters)]
-
-
-@figures("2.9")
-def ranges():
-    return [f"{low} to {high:,}" for low, high in ttm_torch.MultiplicationDataset().stages]
-
-
-@figures("2.10")
-def sequence_length():
-    return [ttm_torch.MultiplicationDataset().generate_batch()[0].shape[1]]
-
-
-@figures("2.11")
-def augmentations():
-    return list(ttm_torch.augment_batch.__defaults__[-1])
-
-
-@figures("2.13")
-def example():
-    return [rows[0].tolist() for rows in ttm_torch.MultiplicationDataset().generate_batch()]
-
-
-@figures("3.1")
 def importance_layers():
     hidden, out = (ttm_torch.MLPSummarizer(5, 128).mlp.get_submodule(name) for name in ("hidden", "out"))
     return [hidden.in_features, hidden.out_features, out.out_features]
 
 
-@figures("3.4")
-def cost_of_a_summary():
-    return [f"{summary_cost('mlp', 10, 5, 128):,}"]
-
-
-@figures("3.5")
 def norms():
     tokens = seeded(2, 10, 128)
     before, after = (x.norm(dim=-1).mean() for x in (tokens, ttm_torch.token_summarize(tokens, k=5)))
     return [f"{x:.1f}" for x in (before, after, before - after)]
 
 
-@figures("3.6")
-def queries():
-    return [f"{seeded_module(lambda: ttm_torch.QuerySummarizer(64)).queries.std():.2f}"]
-
-
-@figures("3.7")
-def costs_of_queries_and_mlp():
-    return [f"{summary_cost(kind, 10, 5, 128):,}" for kind in ("query", "mlp")]
-
-
-@figures("3.9")
-def cost_of_pooling():
-    return [summary_cost("pooling", 10, 5, 128)]
-
-
-@figures("4.3")
 def share_of_memory():
     """The mean weight that a read token puts on all memory tokens together, and on all input tokens."""
     read = seeded_module(lambda: ttm_torch.Read(16, width=128, num_tokens=12 + 10))
@@ -200,11 +105,6 @@ def share_of_memory():
     return [f"{100 * share:.0f} %" for share in (on_memory, 1 - on_memory)]
 
 
-FIGURES["4.4"] = lambda: shown(milliseconds("cpu", "read"))
-FIGURES["4.8"] = lambda: shown(milliseconds("cpu", "write"))
-
-
-@figures("5.5")
 def transformer_flops():
     transformer = ttm_torch.TransformerStack(dim=128, depth=4, heads=4, hidden_dim=512)
     with FlopCounterMode(display=False) as counter:
@@ -212,28 +112,6 @@ def transformer_flops():
     return [f"{counter.get_total_flops():,}"]
 
 
-@figures("6.1")
-def embedding_deviations():
-    model = seeded_model()
-    return [f"{table.weight.std():.1f}" for table in (model.token_embed, model.pos_embed)]
-
-
-@figures("6.2")
-def rows_of_positions():
-    return [seeded_model().pos_embed.num_embeddings]
-
-
-@figures("6.5")
-def memory_magnitude():
-    return [f"{seeded_model().memory_init.abs().mean():.4f}"]
-
-
-@figures("6.16")
-def transformer_layers():
-    return [seeded_model().machine.get_submodule("step.process").depth]
-
-
-@figures("6.19")
 def memory_of_a_forward_pass():
     """Parameters, and what a forward pass of one problem keeps for the backward pass, in MB."""
     model, kept = seeded_model(), {}
@@ -251,7 +129,6 @@ def memory_of_a_forward_pass():
     return [f"{size / 1e6:.2g}" for size in sizes]
 
 
-@figures("7.1")
 def eos_threshold():
     """The least probability of EOS, to a thousandth, that is detected."""
     other = torch.log(1 - (probability := torch.arange(1, 1000) / 1000))
@@ -261,7 +138,6 @@ def eos_threshold():
     return [f"{probability[detected].min():.3f}"]
 
 
-@figures("7.5")
 def masked_logits():
     """Digit 3 and EOS at the position after the first EOS."""
     logits = torch.full((1, 2, 13), -5.0)
@@ -271,14 +147,12 @@ def masked_logits():
     return [f"{x[0, 1, token]:g}" for x in (logits, masked) for token in (3, 11)]
 
 
-@figures("8.11")
 def initial_loss():
     inputs, targets = map(torch.as_tensor, ttm_torch.MultiplicationDataset(16).generate_batch())
     loss, _ = loss_fn(seeded_model().eval(), {"inputs": inputs, "targets": targets})
     return [f"{loss:.1f}"]
 
 
-@figures("9.10")
 def norms_of_the_default_run():
     """Gradient norms, each the mean of 25 steps before clipping: the largest, the last, and the share above 1."""
     norms = [record["grad_norm"] for record in RunFolder(ROOT / "results/quick").records() if record["kind"] == "train"]
@@ -286,7 +160,6 @@ def norms_of_the_default_run():
     return [f"{max(norms):.2f}", f"{norms[-1]:.2f}", f"{100 * share:.0f} %"]
 
 
-@figures("9.11")
 def norms_of_dummy_gradients():
     parameter = torch.nn.Parameter(seeded(5))
     parameter.grad = 100 * seeded(5)
@@ -294,42 +167,23 @@ def norms_of_dummy_gradients():
     return [f"{before:.1f}", f"{parameter.grad.norm():.1f}"]
 
 
-@figures("10.1")
-def parameters_of_the_step():
-    return [", ".join(inspect.signature(ttm_torch.train_step).parameters)]
-
-
-@figures("10.11")
 def metrics():
     model = ttm_torch.TTMModel(ttm_torch.ModelConfig(memory_size=6, process_size=4, num_layers=1, mlp_dim=32))
     return [", ".join(ttm_torch.eval_step(model, ttm_torch.MultiplicationDataset(4).generate_batch()))]
 
 
-@figures("10.12")
-def number_of_parameters():
-    return [f"{sum(parameter.numel() for parameter in seeded_model().parameters()):,}"]
-
-
-@figures("10.14")
-def batches_per_epoch():
-    return [config.train.steps_per_epoch for config in (ttm_torch.Config(), quick())]
-
-
-@figures("11.1")
 def flops():
     return [
         f"{ttm_torch.measure_flops(ttm_torch.TTMModel(config.model)):,}" for config in (ttm_torch.Config(), quick())
     ]
 
 
-@figures("11.2")
 def peak_memory():
     config = quick()
     peak = ttm_torch.measure_memory(ttm_torch.TTMModel(config.model), (config.data.batch_size, 12))
-    return [config.data.batch_size, round(peak, -1)]
+    return [config.data.batch_size, f"{round(peak, -1):.0f}"]
 
 
-@figures("11.3")
 def growth_of_a_step():
     """Lengths of the shortest and the longest history; how much longer each model's step takes after the longest."""
     if (history := hardware("cpu", "history")) is None:
@@ -341,40 +195,23 @@ def growth_of_a_step():
     return [*(f"{row['steps']:,}" for row in (rows[0], rows[-1])), *shown(*growth)]
 
 
-@figures("11.4")
-def scripted_functions():
-    return [name for name in ttm_torch.__all__ if isinstance(getattr(ttm_torch, name), torch.jit.ScriptFunction)]
-
-
-@figures("11.6")
 def where_the_machine_wins():
-    history = hardware("cpu", "history")
-    return (
-        2 * [NOT_MEASURED] if history is None else [history["wins"][name] for name in ("streaming_time", "whole_time")]
-    )
+    """Steps of history, streaming and over whole sequences."""
+    if (history := hardware("cpu", "history")) is None:
+        return 2 * [NOT_MEASURED]
+    found = [history["wins"][name] for name in ("streaming_time", "whole_time")]
+    return ["no measured number of" if steps is None else f"{steps:,}" for steps in found]
 
 
-@figures("11.7")
-def best_batch():
-    return [
-        NOT_MEASURED if (section := hardware(platform, "batch_sizes")) is None else section["best"]
-        for platform in ("cpu", "gpu")
-    ]
+def best_batch(platform: str) -> Any:
+    section = hardware(platform, "batch_sizes")
+    return NOT_MEASURED if section is None else section["best"]
 
 
 def counts(length: str) -> list[str]:
     """Of held-out pairs of a length: right, all, percent."""
     found = json.loads((ROOT / "results/quick/evaluation.json").read_text())["exact_match"][length]
     return [f"{found['correct']:,}", f"{found['total']:,}", f"{100 * found['correct'] / found['total']:.1f} %"]
-
-
-for _number, _length in {"12.1": "1x1", "12.2": "2x1", "12.3": "2x2", "12.4": "3x2"}.items():
-    FIGURES[_number] = lambda length=_length: counts(length)
-
-
-@figures("12.5")
-def larger_numbers():
-    return [counts(length)[-1] for length in ("3x1", "3x2", "2x3", "4x1", "5x1", "3x3", "5x5")]
 
 
 def compared(*runs: str, length: str) -> list[str]:
@@ -384,13 +221,16 @@ def compared(*runs: str, length: str) -> list[str]:
     return [f"{100 * counts['correct'] / counts['total']:.1f} %" for counts in found]
 
 
-FIGURES["9.1"] = lambda: compared("quick", "adamw", length="3x2")
-FIGURES["12.6"] = lambda: [x for length in ("2x2", "3x2") for x in compared("quick", "no-memory", length=length)]
-
-
-@figures("12.7", "12.8", "12.9", "12.10")
 def demo():
     return [NOT_BUILT] if importlib.util.find_spec("ttm_jax.demo") is None else []
+
+
+def parameters(function: Callable) -> str:
+    return ", ".join(inspect.signature(function).parameters)
+
+
+def is_scripted(value: Any) -> bool:
+    return isinstance(value, torch.jit.ScriptFunction)
 
 
 def seeded(*shape: int) -> torch.Tensor:
@@ -408,6 +248,62 @@ def seeded_model() -> ttm_torch.TTMModel:
 
 def quick() -> ttm_torch.Config:
     return ttm_torch.load_config(find_config("quick"))
+
+
+FIGURES: dict[str, Callable[[], list[Any]]] = {
+    "1.1": allowed_versions,
+    "1.5": lambda: shown(milliseconds("cpu", "matrix product")),
+    "1.6": lambda: shown(milliseconds("gpu", "matrix product")),
+    "1.7": lambda: on_both("token embedding"),
+    "1.8": lambda: on_both("Transformer forward"),
+    "1.9": chosen_device,
+    "2.3": lambda: [ttm_torch.tokens_to_string([ttm_torch.TIMES_TOKEN])],
+    "2.7": lambda: [ttm_torch.tokens_to_string([1, 2, 10, 3, 11, 12, 4])],
+    "2.8": lambda: [parameters(ttm_torch.MultiplicationDataset)],
+    "2.9": lambda: [f"{low} to {high:,}" for low, high in ttm_torch.MultiplicationDataset().stages],
+    "2.10": lambda: [ttm_torch.MultiplicationDataset().generate_batch()[0].shape[1]],
+    "2.11": lambda: inspect.signature(ttm_torch.augment_batch).parameters["kinds"].default,
+    "2.13": lambda: [rows[0].tolist() for rows in ttm_torch.MultiplicationDataset().generate_batch()],
+    "3.1": importance_layers,
+    "3.4": lambda: [f"{summary_cost('mlp', 10, 5, 128):,}"],
+    "3.5": norms,
+    "3.6": lambda: [f"{seeded_module(lambda: ttm_torch.QuerySummarizer(64)).queries.std():.2f}"],
+    "3.7": lambda: [f"{summary_cost(kind, 10, 5, 128):,}" for kind in ("query", "mlp")],
+    "3.9": lambda: [summary_cost("pooling", 10, 5, 128)],
+    "4.3": share_of_memory,
+    "4.4": lambda: shown(milliseconds("cpu", "read")),
+    "4.8": lambda: shown(milliseconds("cpu", "write")),
+    "5.5": transformer_flops,
+    "6.1": lambda: [f"{table.weight.std():.1f}" for table in (seeded_model().token_embed, seeded_model().pos_embed)],
+    "6.2": lambda: [seeded_model().pos_embed.num_embeddings],
+    "6.5": lambda: [f"{seeded_model().memory_init.abs().mean():.4f}"],
+    "6.16": lambda: [seeded_model().machine.get_submodule("step.process").depth],
+    "6.19": memory_of_a_forward_pass,
+    "7.1": eos_threshold,
+    "7.5": masked_logits,
+    "8.11": initial_loss,
+    "9.1": lambda: compared("quick", "adamw", length="3x2"),
+    "9.10": norms_of_the_default_run,
+    "9.11": norms_of_dummy_gradients,
+    "10.1": lambda: [parameters(ttm_torch.train_step)],
+    "10.11": metrics,
+    "10.12": lambda: [f"{sum(parameter.numel() for parameter in seeded_model().parameters()):,}"],
+    "10.14": lambda: [config.train.steps_per_epoch for config in (ttm_torch.Config(), quick())],
+    "11.1": flops,
+    "11.2": peak_memory,
+    "11.3": growth_of_a_step,
+    "11.4": lambda: [name for name in ttm_torch.__all__ if is_scripted(getattr(ttm_torch, name))],
+    "11.5": lambda: on_both("multiplier, train step"),
+    "11.6": where_the_machine_wins,
+    "11.7": lambda: [best_batch(platform) for platform in ("cpu", "gpu")],
+    "12.1": lambda: counts("1x1"),
+    "12.2": lambda: counts("2x1"),
+    "12.3": lambda: counts("2x2"),
+    "12.4": lambda: counts("3x2"),
+    "12.5": lambda: [counts(length)[-1] for length in ("3x1", "3x2", "2x3", "4x1", "5x1", "3x3", "5x5")],
+    "12.6": lambda: [x for length in ("2x2", "3x2") for x in compared("quick", "no-memory", length=length)],
+    **dict.fromkeys(("12.7", "12.8", "12.9", "12.10"), demo),
+}
 
 
 @pytest.mark.parametrize("number", FIGURES)

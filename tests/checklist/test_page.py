@@ -1,6 +1,7 @@
 """docs/checklist.md is whole: every item has a condition, an answer, and tests that exist."""
 
 import ast
+import pkgutil
 import re
 import subprocess
 import sys
@@ -84,7 +85,7 @@ def test_the_phases(page):
 
 def test_expressions_of_the_page_are_those_evaluated(checklist):
     """What a condition says in code is part of an expression of its item, as typed."""
-    tree = ast.parse((ROOT / "tests/checklist/test_conditions.py").read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / "tests/checklist/test_expressions.py").read_text(encoding="utf-8"))
     (expressions,) = (
         ast.literal_eval(node.value)
         for node in tree.body
@@ -92,7 +93,7 @@ def test_expressions_of_the_page_are_those_evaluated(checklist):
     )
     for number, evaluated in expressions.items():
         item = checklist[number]
-        assert f"tests/checklist/test_conditions.py::test_expression[{number}]" in item.tests
+        assert f"tests/checklist/test_expressions.py::test_expression[{number}]" in item.tests
         for code in re.findall(r"`([^`]+)`", item.condition):
             assert any(code in expression for expression in evaluated), f"{number}: {code}"
 
@@ -101,9 +102,10 @@ def test_the_checklist_can_be_found():
     assert "(docs/checklist.md)" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("source", ["ttm_jax", "ttm_torch", "parity"])
-def test_paths_and_commands_in_answers_exist(source, page):
-    for name in re.findall(rf"`(?:python -m )?({source}[\w./]*)", page):
-        path = ROOT / name
-        module = ROOT / (name.replace(".", "/") + ".py")
-        assert path.exists() or module.exists() or (ROOT / name.replace(".", "/")).is_dir(), name
+def test_what_the_page_points_at_exists(page):
+    for link in re.findall(r"\]\((?!http)([^)]+)\)", page):
+        assert (ROOT / "docs" / link).exists(), link
+    for name in re.findall(r"`(?:python -m )?((?:ttm_jax|ttm_torch|parity|results|tests)/[\w./]*)", page):
+        assert (ROOT / name).exists(), name
+    for name in set(re.findall(r"(?:ttm_jax|ttm_torch|parity)(?:\.\w+)+", page)) - {"ttm_jax.demo"}:
+        assert pkgutil.resolve_name(name)
