@@ -293,7 +293,7 @@ FIGURES: dict[str, Callable[[], list[Any]]] = {
     "11.2": peak_memory,
     "11.3": growth_of_a_step,
     "11.4": lambda: [name for name in ttm_torch.__all__ if is_scripted(getattr(ttm_torch, name))],
-    "11.5": lambda: on_both("multiplier, train step"),
+    "11.5": lambda: on_both("multiplier train"),
     "11.6": where_the_machine_wins,
     "11.7": lambda: [best_batch(platform) for platform in ("cpu", "gpu")],
     "12.1": lambda: counts("1x1"),

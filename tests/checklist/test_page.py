@@ -56,8 +56,8 @@ def test_every_item_has_answer_and_tests_that_exist(page, faults):
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [
-        (r"  - Answer: As a `range`.*\n", "", "2.2 has no Answer"),
-        (r"As a `range`.*", "_____________", "2.2 has no Answer"),
+        (r"  - Answer: Digits are a `range`.*\n", "", "2.2 has no Answer"),
+        (r"Digits are a `range`.*", "_____________", "2.2 has no Answer"),
         (r"  - Test: .*\[2\.2\]`\n", "", "2.2 has no Test"),
         (r"test_expression\[2\.2\]", "test_expression[2.99]", "test_expression[2.99], which does not exist"),
         (r"::test_folders`", "::test_folder`", "::test_folder, which does not exist"),
