@@ -94,7 +94,7 @@ def run(cases: Sequence[Case], results: Results, device: str, limits: Limits, co
                 bar.update(task, what=f"{case.name}, {doing}")
 
             result, said = measure(case, results.values["cases"], device, limits, tell)
-            results.values |= said
+            results.values |= said | {"backend": device}
             results.values["cases"].append(result)
             results.save()
             console.print(one_line(result), highlight=False, soft_wrap=True)
@@ -189,10 +189,10 @@ def _measure(parser: Parser, cases: list[Case], results: Results, args: argparse
     try:
         failed = run(cases, results, args.device, limits, console)
     except KeyboardInterrupt:
-        if results.values["cases"]:
-            results.save_report()
-        measured = f"{len(results.values['cases'])} cases measured"
-        return fail(parser, f"interrupted; {measured}; --resume goes on from {results.path}", 130)
+        if not (measured := len(results.values["cases"])):
+            return fail(parser, "interrupted before the first case was measured", 130)
+        results.save_report()
+        return fail(parser, f"interrupted; {measured} cases measured; --resume goes on from {results.path}", 130)
     _report(results, args)
     if failed:
         return fail(parser, f"{failed} measurements failed: {results.path.with_suffix('.md')} says which and why", 1)

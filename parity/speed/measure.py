@@ -132,7 +132,7 @@ class Turns:
         answers = {}
         for name in list(self.workers):
             if hello := self.ask(name, "start"):
-                self.said |= {key: hello[key] for key in ("device", "backend", "threads")}
+                self.said |= {key: hello[key] for key in ("device", "threads")}
         for name in list(self.workers):
             if answer := self.ask(name, "prepare", case=dataclasses.asdict(case), folder=str(folder)):
                 answers[name] = answer

@@ -25,6 +25,9 @@ README_ROWS = {
     "paper-16/64/float32/train": "training step, paper's machine, 64 steps",
 }
 
+_KEYS = ["model", "steps", "type", "batch"]
+_TICKS = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100]
+
 Case = dict[str, Any]
 Cell = dict[str, Any]
 
@@ -111,28 +114,27 @@ def draw(result: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     cases = [case for case in result["cases"] if "ms" in case["variants"].get(JAX, {})]
-    panels = {kind: [case for case in cases if case["kind"] == kind] for kind in KINDS}
-    panels = {kind: chosen for kind, chosen in panels.items() if chosen}
+    panels = {kind: chosen for kind in KINDS if (chosen := [case for case in cases if case["kind"] == kind])}
     if not panels:
         return
-    heights = [len(chosen) + 1 for chosen in panels.values()]
-    figure, axes = plt.subplots(
-        len(panels), 1, figsize=(9, 2.2 + 0.5 * sum(heights)), height_ratios=heights, sharex=True, squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
-    shown = [name for name in LABELS if any("ratio" in case["variants"].get(name, {}) for case in cases)]
-    shown.remove(JAX)
-    for axis, (kind, chosen) in zip(axes[:, 0], panels.items(), strict=True):
-        _draw_panel(axis, KINDS[kind], chosen, shown)
-    axes[-1, 0].set_xlabel("time / time of JAX (right of 1: JAX is faster); median and quartiles of the rounds")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
+    first, *others = panels
+    rows: Any = [[first, kind] for kind in others] or [[first]]
+    heights = [len(panels[row[-1]]) + 1 for row in rows]
+    height = 1.5 + 0.55 * max(sum(heights), len(panels[first]))
+    figure, axes = plt.subplot_mosaic(
+        rows, height_ratios=heights, figsize=(8 * len(rows[0]), height), layout="constrained"
+    )
+    shown = [name for name in LABELS if name != JAX and any(_has_ratio(case, name) for case in cases)]
+    for kind, chosen in panels.items():
+        _draw_panel(axes[kind], KINDS[kind], chosen, shown)
+    handles, labels = axes[first].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(shown), frameon=False)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
 
 def _draw_panel(axis: Any, title: str, cases: Sequence[Case], shown: Sequence[str]) -> None:
-    height = 0.8 / len(shown)
+    height = 0.8 / max(len(shown), 1)
     for i, name in enumerate(shown):
         points = [(at, case["variants"][name]["ratio"]) for at, case in enumerate(cases) if _has_ratio(case, name)]
         places = [at + (i - (len(shown) - 1) / 2) * height for at, _ in points]
@@ -145,9 +147,17 @@ def _draw_panel(axis: Any, title: str, cases: Sequence[Case], shown: Sequence[st
         )  # fmt: skip
     axis.set_title(title, loc="left", fontsize="medium")
     axis.axvline(1, color="black", linewidth=1)
+    axis.set_xscale("log")
+    low, high = axis.get_xlim()
+    low, high = min(low, 0.8), max(high, 1.25)
+    axis.set_xlim(low, high)
+    axis.set_xticks([tick for tick in _TICKS if low <= tick <= high])
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
+    axis.set_xlabel("time / time of JAX (right of 1: JAX is faster); median and quartiles of the rounds")
     axis.set_yticks(range(len(cases)), [f"{_what(case)}\nJAX {_median(case['variants'][JAX])}" for case in cases])
     axis.tick_params(axis="y", labelsize="small")
-    axis.invert_yaxis()
+    axis.set_ylim(len(cases) - 0.4, -0.6)
     axis.grid(axis="x", alpha=0.3)
 
 
@@ -178,7 +188,9 @@ of the best PyTorch variant by that of JAX in the same round: above 1, JAX is fa
   recomputed.
 - Every process keeps the memory that it frees (`ttm_jax.allocator`), as training does.
 - bfloat16: computation alone, by JAX's `dtype` and PyTorch's autocast; parameters are float32.
-- Processes that wait use {_percent(max(idle, default=None))} of a core at most (median of a case)."""
+- Processes that wait use {_percent(max(idle, default=None))} of a core at most (median of a case).
+
+![times by those of JAX]({result["backend"]}.png)"""
 
 
 def _origin(result: dict[str, Any]) -> str:
@@ -217,7 +229,7 @@ def _unrolled_table(case: Case) -> str:
         first, peak = _first_call(cell) or cell["failed"], _peak(cell) or "-"
         rows.append([LABELS[name], first, _spread(cell["ms"]) if "ms" in cell else "-", peak])
     table = _table(["", "first call, s", "training step, ms", "largest memory, MB"], rows)
-    return f"{_what(case)}, {case['dtype']}, batch {case['batch_size']}.\n\n{table}"
+    return f"{_what(case)}, batch {case['batch_size']}.\n\n{table}"
 
 
 def _losses(cases: Sequence[Case]) -> str:
@@ -229,9 +241,6 @@ def _losses(cases: Sequence[Case]) -> str:
             against = f"{_ratio(case['variants'][best])} against {LABELS[best]}"
             lost.append(f"- {_kind(case)}, {_what(case)}: {against}")
     return "\n".join(lost) or "Nowhere, of what was measured."
-
-
-_KEYS = ["model", "steps", "type", "batch"]
 
 
 def _keys(case: Case) -> list[str]:

@@ -17,7 +17,7 @@ Call = Callable[[], Tensor]
 def describe() -> dict[str, Any]:
     """The device."""
     device = torch.get_default_device().type
-    return {"device": torch.cuda.get_device_name() if device == "cuda" else device, "backend": device}
+    return {"device": torch.cuda.get_device_name() if device == "cuda" else device}
 
 
 def warm_up(variant: str) -> None:

@@ -4,7 +4,7 @@
 
 writes a JSON object a line, one when it is ready and one for each that it reads:
 
-    ready                                                {"device", "backend", "threads"}
+    ready                                                {"device", "threads"}
     {"do": "prepare", "case": {...}, "folder": "..."}    {"first_call_s", "call_s", "values"}
     {"do": "time_calls", "count": n}                     {"seconds": [n numbers], "finite"}
 

@@ -40,7 +40,7 @@ import json, sys
 variant, log, behaviour = sys.argv[1:]
 def answer(**fields):
     print(json.dumps(dict(fields, peak_mb=1.0, idle_s=1.0, idle_cpu_s=0.01)), flush=True)
-answer(device="cpu", backend="cpu", threads=1)
+answer(device="cpu", threads=1)
 for line in sys.stdin:
     message = json.loads(line)
     with open(log, "a") as file:
@@ -79,7 +79,7 @@ def measure_fakes(tiny, tmp_path):
             limits=limits or Limits(),
             command=lambda variant, _: [sys.executable, "-c", FAKE, variant, str(log), by_variant[variant]],
         )
-        assert said == {"device": "cpu", "backend": "cpu", "threads": 1}
+        assert said == {"device": "cpu", "threads": 1}
         return result, log.read_text().splitlines()
 
     return run
@@ -225,7 +225,7 @@ def test_processes_of_both_frameworks_agree(tiny):
     assert result["difference"] < 1e-4
     fields = {"first_call_s", "calls", "peak_mb", "ms", "ratio", "idle_cpu"}
     assert [set(cell) for cell in result["variants"].values()] == [fields, fields]
-    assert said["backend"] == "cpu"
+    assert said["device"] == "cpu"
 
 
 @pytest.mark.slow
@@ -331,7 +331,7 @@ def fake_measure(monkeypatch, result):
         asked.append(case.name)
         if len(asked) > 2:
             raise KeyboardInterrupt
-        return {**result["cases"][0], "name": case.name}, {"device": "cpu", "backend": "cpu", "threads": 2}
+        return {**result["cases"][0], "name": case.name}, {"device": "cpu", "threads": 2}
 
     monkeypatch.setattr(command, "measure", fake)
     return asked
