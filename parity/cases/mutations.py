@@ -43,7 +43,7 @@ class MutationCase:
             changed = max(self.case.rows(device), key=_excess)
         return [
             Row(f"{self.case.name} as it is", as_it_is.difference, as_it_is.bound, as_it_is.at),
-            Row(f"{self.what}: {changed.what}", changed.difference, changed.bound, changed.at, above=True),
+            Row(self.what, changed.difference, changed.bound, f"{changed.what}: {changed.at}", above=True),
         ]
 
 
