@@ -59,12 +59,16 @@ class MLPSummarizer(nn.Module):
 
     def importance_weights(self, tokens_BxNxD: jax.Array, train: bool = False) -> jax.Array:
         """Logits [B, K, N] before the softmax."""
-        return jnp.swapaxes(self.mlp(self.norm(tokens_BxNxD), train), 1, 2)
+        return jnp.swapaxes(self._logits(tokens_BxNxD, train), 1, 2)
 
     def __call__(self, tokens_BxNxD: jax.Array, train: bool = False) -> jax.Array:
-        weights_BxKxN = normalize_weights(self.importance_weights(tokens_BxNxD, train))
-        self.sow("intermediates", "weights", weights_BxKxN)
-        return weighted_sum(tokens_BxNxD, weights_BxKxN)
+        # As `weighted_sum` of `normalize_weights`, without the transposition between: XLA's gradient of it is slow.
+        weights_BxNxK = jax.nn.softmax(at_least_float32(self._logits(tokens_BxNxD, train)), axis=1)
+        self.sow("intermediates", "weights", jnp.swapaxes(weights_BxNxK, 1, 2))
+        return jnp.einsum("bnk,bnd->bkd", weights_BxNxK.astype(tokens_BxNxD.dtype), tokens_BxNxD)
+
+    def _logits(self, tokens_BxNxD: jax.Array, train: bool) -> jax.Array:
+        return self.mlp(self.norm(tokens_BxNxD), train)
 
 
 class QuerySummarizer(nn.Module):
