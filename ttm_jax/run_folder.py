@@ -112,8 +112,8 @@ def describe_origin(packages: Iterable[str], device: str, backend: str) -> dict[
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, with "+changes" where it has any; None where it is no git tree."""
-    source = Path(__file__).parent
+    """The commit of the source tree, with "+changes" where it has any outside results/; None where it is no git tree."""
+    source = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -121,7 +121,8 @@ def _commit() -> str | None:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
+        return git("rev-parse", "HEAD") + ("+changes" if changes else "")
     except (OSError, subprocess.SubprocessError):
         return None
 

@@ -104,11 +104,10 @@ class Case:
         In the first steps of a long warm-up the optimiser changes too little for a wrong one to be seen.
         """
         config = load_config(find_config(self.size))
-        name = "adamw" if config.optimizer.name == "muon" else config.optimizer.name  # the twin has no Muon yet
         return dataclasses.replace(
             config,
             model=dataclasses.replace(config.model, dtype=self.dtype),
-            optimizer=dataclasses.replace(config.optimizer, name=name, warmup_steps=1),
+            optimizer=dataclasses.replace(config.optimizer, warmup_steps=1),
         )
 
     @property
