@@ -1,0 +1,33 @@
+"""A training step of the multiplier as training has it: its arguments and its floating-point operations."""
+
+import numpy as np
+
+from ttm_jax.config import Config
+from ttm_jax.cost import measure_flops
+from ttm_jax.multiplication import MultiplicationDataset
+from ttm_jax.multiplier import TTMModel
+from ttm_jax.state import TrainState, create_state
+
+# A backward pass costs two forward passes. What is recomputed, and what the optimiser does, is not counted.
+TRAINING_PASSES = 3
+
+
+def training_batch(config: Config, batch_size: int) -> dict[str, np.ndarray]:
+    """A batch of the config's last stage."""
+    data, curriculum = config.data, config.curriculum
+    dataset = MultiplicationDataset(
+        batch_size, config.model.seq_len, 0, data.stages, curriculum.last_stage, data.max_digits, data.augment
+    )
+    batch, T = dataset.batch(0, 0), dataset.num_steps()
+    return {"inputs": batch.inputs, "targets": batch.targets[:, :T], "carries": batch.carries[:, :T]}
+
+
+def training_arguments(config: Config, batch_size: int) -> tuple[TrainState, dict[str, np.ndarray]]:
+    """A fresh state and a batch: what `train_step` takes."""
+    return create_state(config), training_batch(config, batch_size)
+
+
+def training_flops(config: Config, batch_size: int, num_steps: int) -> int:
+    """Floating-point operations of a training step of T machine steps."""
+    S = config.model.seq_len
+    return TRAINING_PASSES * measure_flops(TTMModel(config.model), (batch_size, S)) * num_steps // S
