@@ -5,8 +5,13 @@ python -m ttm_jax.benchmark --quick
 
 import argparse
 import json
+import os
+import signal
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from rich.console import Console
@@ -37,8 +42,8 @@ def make_parser() -> Parser:
     """The command line: one thing is measured a run, on every device present."""
     parser = Parser(
         prog="python -m ttm_jax.benchmark",
-        description="Measures the operations of the Token Turing Machine on each device present (JAX_PLATFORMS=cpu: on "
-        "the processor alone), or one of the things below.",
+        description="Measures the operations of the Token Turing Machine on each device present,\n"
+        "or one of the things below. JAX_PLATFORMS=cpu leaves accelerators out.",
         epilog="example: python -m ttm_jax.benchmark --history --out runs/hardware",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -69,11 +74,37 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
     try:
-        return _write_page(args) if args.page else _measure(args)
+        if args.page:
+            return _write_page(args)
+        with _interruptible(parser):
+            return _measure(args)
     except ResultError as error:
         return fail(parser, error)
-    except KeyboardInterrupt:
-        return fail(parser, "stopped; what was not finished is not written", 130)
+
+
+@contextmanager
+def _interruptible(parser: Parser) -> Generator[None, None, None]:
+    """Ctrl-C ends the process at once, in the midst of a compilation too, which may take minutes and hears nothing."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def watch() -> None:
+        if os.read(reader, 1):
+            Console(stderr=True).show_cursor()
+            os._exit(fail(parser, "stopped; what was not finished is not written", 130))
+
+    handler = signal.signal(signal.SIGINT, lambda *_: None)
+    wakeup = signal.set_wakeup_fd(writer)  # the signal's number arrives there whatever the main thread does
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGINT, handler)
+        os.close(writer)
+        watcher.join()
+        os.close(reader)
 
 
 def _measure(args: argparse.Namespace) -> int:

@@ -107,16 +107,16 @@ def best_batch(rows: list[dict[str, Any]]) -> int:
 def largest_batch(rows: list[dict[str, Any]], memory_bytes: int | None) -> int | None:
     """The largest power of two whose training step fits the memory, by the line through the two largest measured.
 
-    None where a program's or the device's memory is not known, or only one batch was measured.
+    None where a program's or the device's memory is not known, only one batch was measured, or none fits.
     """
     known = [(row["batch_size"], row["memory"]["peak"]) for row in rows if row["memory"] is not None]
     if len(known) < 2 or memory_bytes is None:
         return None
     (smaller, low), (larger, high) = sorted(known)[-2:]
     slope = (high - low) / (larger - smaller)
-    largest = 1
-    while high + slope * (2 * largest - larger) <= memory_bytes:
-        largest *= 2
+    batch_size, largest = 1, None
+    while high + slope * (batch_size - larger) <= memory_bytes:
+        batch_size, largest = 2 * batch_size, batch_size
     return largest
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ttm_jax.benchmarks.workload import normal
 from ttm_jax.program import Program
 
 PRODUCT, COPY = "large product", "large copy"
@@ -27,7 +28,7 @@ def ceiling_sizes(device: jax.Device) -> CeilingSizes:
 
 def ceiling_functions(sizes: CeilingSizes) -> dict[str, Callable[[], Any]]:
     """The product and the copy, ready to be timed; the copy goes to memory that was written before."""
-    matrix = jax.random.normal(jax.random.key(0), (sizes.product, sizes.product))
+    matrix = normal(sizes.product, sizes.product)
     product = Program(jnp.matmul, matrix, matrix)
     source = jnp.ones((sizes.copy_bytes // 4,))
     copy = Program(lambda destination, source: (jnp.copy(source),), source, source, carries=True)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from ttm_jax.benchmarks.progress import Progress
 from ttm_jax.benchmarks.report import Table, median, peak, scaled, times
+from ttm_jax.benchmarks.workload import normal, random_variables
 from ttm_jax.causal_transformer import Cache, CausalTransformer
 from ttm_jax.config import ModelConfig
 from ttm_jax.flops import causal_step_cost, multiply_adds
@@ -57,7 +58,7 @@ def measure(
     with jax.default_device(device):
         progress.plan(1 + 2 * len(lengths))
         progress.step("initialising")
-        models = _Models(sizes)
+        models = Models(sizes)
         streaming = [_streaming_row(models, device, steps, budget_s, progress) for steps in sorted(lengths)]
         whole: list[dict[str, Any]] = []
         for steps in sorted(lengths):
@@ -101,7 +102,7 @@ def _peak_bytes(cost: dict[str, Any]) -> int | None:
     return None if cost["memory"] is None else cost["memory"]["peak"]
 
 
-class _Models:
+class Models:
     """Both models with random parameters, and the machine's memory after the steps that it has made so far."""
 
     def __init__(self, sizes: Sizes):
@@ -109,10 +110,10 @@ class _Models:
         model = sizes.model
         self.machine = make_machine(model)
         self.transformer = CausalTransformer(model.num_layers, model.num_heads, model.mlp_dim)
-        self.tokens_BxNxD = jax.random.normal(jax.random.key(0), (sizes.batch_size, sizes.num_tokens, model.width))
+        self.tokens_BxNxD = normal(sizes.batch_size, sizes.num_tokens, model.width)
         tokens_Bx1xNxD = self.tokens_BxNxD[:, None]
-        self.machine_variables = jax.jit(self.machine.init)(jax.random.key(1), tokens_Bx1xNxD)
-        self.transformer_variables = jax.jit(self.transformer.init)(jax.random.key(2), self.tokens_BxNxD)
+        self.machine_variables = random_variables(self.machine, tokens_Bx1xNxD)
+        self.transformer_variables = random_variables(self.transformer, self.tokens_BxNxD)
         self.steps = 0
         _, self.memory_BxMxD = jax.jit(self.machine.apply)(self.machine_variables, tokens_Bx1xNxD)
         self.steps = 1
@@ -154,7 +155,7 @@ class _Models:
 
 
 def _streaming_row(
-    models: _Models, device: jax.Device, steps: int, budget_s: float, progress: Progress
+    models: Models, device: jax.Device, steps: int, budget_s: float, progress: Progress
 ) -> dict[str, Any]:
     progress.step(f"streaming: the machine makes {steps:,} steps")
     models.advance(steps)
@@ -173,7 +174,7 @@ def _streaming_row(
         * causal_step_cost(models.transformer, sizes.num_tokens, steps * sizes.num_tokens, sizes.model.width),
     }
     skipped = {}
-    if reason := _too_large(program, device):
+    if reason := too_large(program, device):
         skipped[TRANSFORMER] = reason
     else:
         functions[TRANSFORMER] = program.bind(
@@ -183,7 +184,7 @@ def _streaming_row(
 
 
 def _whole_row(
-    models: _Models,
+    models: Models,
     device: jax.Device,
     steps: int,
     budget_s: float,
@@ -206,15 +207,15 @@ def _whole_row(
     }
     functions, programs, skipped = {}, {}, {}
     for name, (apply, variables, shape) in cases.items():
-        if reason := _too_long(name, B * flops[name], shorter, longest_call_s):
+        if reason := too_long(name, B * flops[name], shorter, longest_call_s):
             skipped[name] = reason
             continue
         program = Program(apply, variables, jax.ShapeDtypeStruct(shape, jnp.float32))
-        if reason := _too_large(program, device):
+        if reason := too_large(program, device):
             skipped[name] = reason
             continue
         programs[name] = program
-        functions[name] = program.bind(variables, jax.random.normal(jax.random.key(4), shape))
+        functions[name] = program.bind(variables, normal(*shape))
     return _row(steps, functions, programs, flops, skipped, B, budget_s)
 
 
@@ -237,14 +238,16 @@ def _row(
     return row
 
 
-def _too_large(program: Program, device: jax.Device) -> str | None:
+def too_large(program: Program, device: jax.Device) -> str | None:
+    """Why a program is not run: what it takes and what is free; None where it fits, or nothing is known."""
     free = free_memory(device)
     if program.memory is None or free is None or program.memory.peak <= MOST_MEMORY * free:
         return None
     return f"takes {scaled(program.memory.peak, 'B')}, {scaled(free, 'B')} are free"
 
 
-def _too_long(name: str, flops: int, shorter: list[dict[str, Any]], longest_call_s: float) -> str | None:
+def too_long(name: str, flops: int, shorter: list[dict[str, Any]], longest_call_s: float) -> str | None:
+    """Why a whole sequence is not run: what it would take at the speed of the one before; None where that is short."""
     if not shorter:
         return None
     last = shorter[-1][name]

@@ -12,7 +12,7 @@ from flax import linen as nn
 from ttm_jax.benchmarks.ceilings import CeilingSizes, achieved, ceiling_functions, ceiling_sizes, ceilings
 from ttm_jax.benchmarks.progress import Progress
 from ttm_jax.benchmarks.report import Table, median, peak, percent, quartiles, scaled
-from ttm_jax.benchmarks.workload import TRAINING_PASSES, training_arguments, training_flops
+from ttm_jax.benchmarks.workload import TRAINING_PASSES, normal, random_variables, training_arguments, training_flops
 from ttm_jax.config import Config, find_config, load_config
 from ttm_jax.cost import machine_train_step, measure_flops
 from ttm_jax.flops import multiply_adds, process_cost
@@ -77,8 +77,7 @@ def measure(
     with jax.default_device(device):
         progress.plan(1)
         progress.step("initialising")
-        parts = _common_operations, _machine_operations, _multiplier_operations
-        operations = [operation for part in parts for operation in part(sizes, config)]
+        operations = [operation for part in PARTS for operation in part(sizes, config)]
         progress.plan(len(operations) + 1 + ROUNDS)
         programs, functions, calls = {}, {}, {}
         for operation in operations:
@@ -113,20 +112,20 @@ def measure(
 def _common_operations(sizes: Sizes, config: Config) -> Iterator[Operation]:
     yield Operation(EMPTY_CALL, "", lambda x: x + 1, (jnp.zeros(()),), 0)
     n = sizes.product
-    matrices = tuple(jax.random.normal(jax.random.key(seed), (n, n)) for seed in range(2))
+    matrices = normal(n, n), normal(n, n)
     yield Operation("matrix product", f"{n} x {n}", jnp.matmul, matrices, 2 * n**3, calls=CALLS)
 
     c = config.model
     embedding = nn.Embed(VOCAB_SIZE, c.width)
-    tokens_BxS = jax.random.randint(jax.random.key(0), (sizes.sequences, c.seq_len), 0, VOCAB_SIZE)
-    table = jax.jit(embedding.init)(jax.random.key(0), tokens_BxS)
+    tokens_BxS = jnp.arange(sizes.sequences * c.seq_len).reshape(-1, c.seq_len) % VOCAB_SIZE
+    table = random_variables(embedding, tokens_BxS)
     size = f"{sizes.sequences:,} x {c.seq_len}"
     yield Operation("token embedding", size, embedding.apply, (table, tokens_BxS), 0, calls=CALLS)
 
     B, R = sizes.batch_size, c.process_size
     transformer = TransformerStack(c.num_layers, c.num_heads, c.mlp_dim)
-    tokens_BxRxD = _normal(B, R, c.width)
-    params = jax.jit(transformer.init)(jax.random.key(0), tokens_BxRxD)
+    tokens_BxRxD = normal(B, R, c.width)
+    params = random_variables(transformer, tokens_BxRxD)
     machine = make_machine(replace(c, processing="transformer"))
     flops = 2 * B * process_cost(machine, R, c.width)
     size = f"{c.num_layers} blocks"
@@ -136,8 +135,8 @@ def _common_operations(sizes: Sizes, config: Config) -> Iterator[Operation]:
 def _machine_operations(sizes: Sizes, config: Config) -> Iterator[Operation]:
     c, machine = config.model, make_machine(config.model)
     B, T, N, D = sizes.batch_size, sizes.num_steps, sizes.num_tokens, c.width
-    memory_BxMxD, output_BxRxD = _normal(B, c.memory_size, D), _normal(B, c.process_size, D)
-    tokens_BxNxD, tokens_BxTxNxD = _normal(B, N, D), _normal(B, T, N, D)
+    memory_BxMxD, output_BxRxD = normal(B, c.memory_size, D), normal(B, c.process_size, D)
+    tokens_BxNxD, tokens_BxTxNxD = normal(B, N, D), normal(B, T, N, D)
     cost = multiply_adds(machine, N, D)
     settings = dict(num_heads=c.num_heads, positions=c.positions)
     processor = make_processor(c.processing, num_layers=c.num_layers, mlp_dim=c.mlp_dim, num_heads=c.num_heads)
@@ -148,12 +147,12 @@ def _machine_operations(sizes: Sizes, config: Config) -> Iterator[Operation]:
         ("whole step", machine, (tokens_BxNxD[:, None], memory_BxMxD), cost.total),
     )
     for name, module, inputs, multiplications in parts:
-        variables = jax.jit(module.init)(jax.random.key(0), *inputs)
+        variables = random_variables(module, *inputs)
         yield Operation(name, "", module.apply, (variables, *inputs), 2 * B * multiplications)
 
     optimizer = optax.adam(1e-3)
     variables = jax.tree.map(jnp.copy, variables)  # donated, and the whole step has them too
-    state = variables, optimizer.init(variables)
+    state = variables, jax.jit(optimizer.init)(variables)
     flops = TRAINING_PASSES * measure_flops(machine, (B, T, N, D))
     train = machine_train_step(machine, optimizer)
     yield Operation("train step", f"{T} steps", train, (state, tokens_BxTxNxD), flops, carries=True)
@@ -171,8 +170,7 @@ def _multiplier_operations(sizes: Sizes, config: Config) -> Iterator[Operation]:
     yield Operation("multiplier, train step", size, train_step, (state, batch), flops, carries=True)
 
 
-def _normal(*shape: int) -> jax.Array:
-    return jax.random.normal(jax.random.key(0), shape)
+PARTS = _common_operations, _machine_operations, _multiplier_operations
 
 
 def tables(section: dict[str, Any]) -> list[Table]:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -55,7 +55,7 @@ class _Live(Progress):
 
 
 @contextmanager
-def show_progress() -> Iterator[Progress]:
+def show_progress() -> Generator[Progress, None, None]:
     """The bar where stderr is a terminal, lines where it is not."""
     if not sys.stderr.isatty():
         yield _Lines()

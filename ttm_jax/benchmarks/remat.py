@@ -7,6 +7,7 @@ import optax
 
 from ttm_jax.benchmarks.progress import Progress
 from ttm_jax.benchmarks.report import Table, median, quartiles, scaled
+from ttm_jax.benchmarks.workload import normal, random_variables
 from ttm_jax.cost import machine_train_step
 from ttm_jax.machine import DEFAULT_REMAT, REMAT_POLICIES, TokenTuringMachine
 from ttm_jax.program import Program
@@ -32,13 +33,13 @@ def measure(
     programs, functions = {}, {}
     progress.plan(len(policies) + 1)
     with jax.default_device(device):
-        tokens_BxTxNxD = jax.random.normal(jax.random.key(0), shape)
+        tokens_BxTxNxD = normal(*shape)
         for policy in policies:
             name = policy or "none"
             progress.step(f"compiling: {name}")
             form = machine.clone(remat=policy)
-            variables = jax.jit(form.init)(jax.random.key(1), tokens_BxTxNxD[:, :1])
-            state = variables, optimizer.init(variables)
+            variables = random_variables(form, tokens_BxTxNxD)
+            state = variables, jax.jit(optimizer.init)(variables)
             programs[name] = Program(machine_train_step(form, optimizer), state, tokens_BxTxNxD, carries=True)
             functions[name] = programs[name].bind(state, tokens_BxTxNxD)
         progress.step("timing")

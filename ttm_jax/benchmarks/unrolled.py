@@ -14,6 +14,7 @@ import optax
 
 from ttm_jax.benchmarks.progress import Progress
 from ttm_jax.benchmarks.report import Table, median, quartiles, scaled, times
+from ttm_jax.benchmarks.workload import normal, random_variables
 from ttm_jax.cost import machine_train_step
 from ttm_jax.hardware import free_memory
 from ttm_jax.machine import TokenTuringMachine, TokenTuringMachineStep
@@ -85,13 +86,13 @@ def _row(
     progress.step(f"initialising: {what}")
     optimizer = optax.adam(1e-3)
     shape = case.batch_size, case.steps, case.num_tokens, width
-    tokens_BxTxNxD = jax.random.normal(jax.random.key(0), shape)
-    variables = jax.jit(machine.init)(jax.random.key(1), tokens_BxTxNxD[:, :1])
+    tokens_BxTxNxD = normal(*shape)
+    variables = random_variables(machine, tokens_BxTxNxD)
     row: dict[str, Any] = vars(case).copy()
     functions: dict[str, Callable[[], Any]] = {}
     for name, form in ((SCAN, machine), (UNROLLED, Unrolled(machine))):
         progress.step(f"compiling: {name}, {what}")
-        state = jax.tree.map(jnp.copy, (variables, optimizer.init(variables)))
+        state = jax.tree.map(jnp.copy, (variables, jax.jit(optimizer.init)(variables)))
         program = Program(machine_train_step(form, optimizer), state, tokens_BxTxNxD, carries=True)
         row[name] = {"compile_s": program.compile_s, "memory": program.memory_dict()}
         free = free_memory(device)

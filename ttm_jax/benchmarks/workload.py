@@ -1,5 +1,9 @@
-"""A training step of the multiplier as training has it: its arguments and its floating-point operations."""
+"""What is timed works on: parameters, and a training step of the multiplier as training has it."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ttm_jax.config import Config
@@ -10,6 +14,23 @@ from ttm_jax.state import TrainState, create_state
 
 # A backward pass costs two forward passes. What is recomputed, and what the optimiser does, is not counted.
 TRAINING_PASSES = 3
+
+
+def normal(*shape: int) -> jax.Array:
+    """Standard normal float32 numbers, always the same, drawn without compiling anything."""
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
+
+
+def random_variables(module: Any, *inputs: Any) -> dict[str, Any]:
+    """Variables of a module at their usual size, drawn without compiling its initialisation."""
+    generator = np.random.default_rng(0)
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if path[-1].key == "scale":
+            return jnp.ones(leaf.shape, leaf.dtype)
+        return jnp.asarray(0.05 * generator.standard_normal(leaf.shape, np.float32), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(module.init, jax.random.key(0), *inputs))
 
 
 def training_batch(config: Config, batch_size: int) -> dict[str, np.ndarray]:
