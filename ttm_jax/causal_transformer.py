@@ -4,9 +4,8 @@ Its step takes N new tokens, as the machine's does, and attends to all tokens th
 C is the capacity of the cache in tokens, Q the number of new tokens.
 """
 
-import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +13,7 @@ from flax import linen as nn
 
 from ttm_jax.layers import Dtype, FeedForward, at_least_float32
 
-QUERY_BLOCK = 512  # longer sequences attend this many queries at a time, so that scores grow with C, not with C^2
+QUERY_BLOCK = 512  # at most so many queries attend at a time, so that scores take memory C, not C^2
 ROTARY_BASE = 10_000.0
 
 
@@ -68,7 +67,11 @@ class CausalTransformer(nn.Module):
 
 
 class CachedAttention(nn.Module):
-    """Causal attention of new tokens to a cache that they are added to first; no biases."""
+    """Causal attention of new tokens to a cache that they are added to first.
+
+    Raises:
+        ValueError: unless the width makes heads of an even width each, as rotary positions need.
+    """
 
     num_heads: int
     dtype: Dtype = None
@@ -79,6 +82,8 @@ class CachedAttention(nn.Module):
         self, x_BxQxD: jax.Array, keys_BxHxCxK: jax.Array, values_BxHxCxK: jax.Array, length: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         _, Q, D = x_BxQxD.shape
+        if D % (2 * self.num_heads):
+            raise ValueError(f"width must be a multiple of 2 x num_heads ({2 * self.num_heads}), got {D}")
         dense = partial(nn.DenseGeneral, dtype=self.dtype, param_dtype=self.param_dtype)
         project = partial(dense, features=(self.num_heads, D // self.num_heads))
         q, k, v = (jnp.swapaxes(project(name=name)(x_BxQxD), 1, 2) for name in ("query", "key", "value"))
@@ -94,7 +99,7 @@ class CachedAttention(nn.Module):
 def attend(
     q_BxHxQxK: jax.Array, keys_BxHxCxK: jax.Array, values_BxHxCxK: jax.Array, positions_Q: jax.Array
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(K)) v over the keys up to each query's position, `QUERY_BLOCK` queries at a time."""
+    """softmax(q k^T / sqrt(K)) v over the keys up to each query's position."""
     B, H, Q, K = q_BxHxQxK.shape
     C = keys_BxHxCxK.shape[2]
 
@@ -107,7 +112,7 @@ def attend(
 
     if Q <= QUERY_BLOCK:
         return block((q_BxHxQxK, positions_Q))
-    size = math.gcd(Q, QUERY_BLOCK)
+    size = max(size for size in range(1, QUERY_BLOCK + 1) if Q % size == 0)
     blocks = jnp.moveaxis(q_BxHxQxK.reshape(B, H, Q // size, size, K), 2, 0)
     heads = jax.lax.map(block, (blocks, positions_Q.reshape(-1, size)))
     return jnp.moveaxis(heads, 0, 2).reshape(B, H, Q, K)
@@ -120,8 +125,3 @@ def rotate(x_BxHxQxK: jax.Array, positions_Q: jax.Array) -> jax.Array:
     cos, sin = (f(angles).astype(x_BxHxQxK.dtype)[None, None] for f in (jnp.cos, jnp.sin))
     first, second = jnp.split(x_BxHxQxK, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def cache_bytes(cache: Any) -> int:
-    """Bytes of all arrays of a cache."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(cache))

@@ -10,9 +10,10 @@ import platform
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
+if TYPE_CHECKING:
+    import jax
 
 ROOT = Path("/")
 UNKNOWN = "unknown"
@@ -81,7 +82,7 @@ def processor_name(root: Path = ROOT) -> str:
     return _cpuinfo(root, "model name") or _lscpu("Model name") or platform.processor() or UNKNOWN
 
 
-def describe_device(device: jax.Device) -> dict[str, Any]:
+def describe_device(device: "jax.Device") -> dict[str, Any]:
     """An accelerator, or the processor as JAX sees it, as plain values; None for what it does not say."""
     return {
         "kind": device.device_kind,
@@ -93,8 +94,10 @@ def describe_device(device: jax.Device) -> dict[str, Any]:
     }
 
 
-def devices_present() -> list[jax.Device]:
+def devices_present() -> list["jax.Device"]:
     """One device of each kind that JAX sees, the processor first."""
+    import jax  # here alone: the PyTorch twin uses the rest of this module without JAX
+
     devices = list(jax.devices())
     if devices[0].platform != "cpu":
         with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS may leave the processor out
@@ -102,13 +105,13 @@ def devices_present() -> list[jax.Device]:
     return list({(device.platform, device.device_kind): device for device in reversed(devices)}.values())[::-1]
 
 
-def total_memory(device: jax.Device) -> int | None:
+def total_memory(device: "jax.Device") -> int | None:
     """Bytes that arrays on the device may take: what JAX's allocator has, or the machine's memory."""
     limit = (device.memory_stats() or {}).get("bytes_limit")
     return _memory_bytes(ROOT) if limit is None and device.platform == "cpu" else limit
 
 
-def free_memory(device: jax.Device) -> int | None:
+def free_memory(device: "jax.Device") -> int | None:
     """Bytes that arrays on the device may still take."""
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:

@@ -113,7 +113,7 @@ def describe_origin(packages: Iterable[str], device: str, backend: str) -> dict[
 
 
 def _commit() -> str | None:
-    """The commit of the source tree, with "+changes" where it has any outside results/; None where it is no git tree."""
+    """The commit of the source tree, "+changes" where it has any outside results/; None where it is no git tree."""
     source = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:

@@ -44,7 +44,7 @@ def time_interleaved(
     for done in range(rounds):
         on_round(done, rounds)
         for name, function in functions.items():
-            due = -(-wanted[name] * (done + 1) // rounds)  # rounded up: one call is made in the first round
+            due = wanted[name] * (done + 1) // rounds
             seconds[name] += [timed_call(function, clock) for _ in range(due - len(seconds[name]))]
     return seconds
 

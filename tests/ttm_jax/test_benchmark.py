@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from ttm_jax import TokenTuringMachine, benchmark, measure_flops
-from ttm_jax.benchmarks import batch_sizes, history, operations, page, remat, unrolled
+from ttm_jax.benchmarks import batch_sizes, history, operations, page, remat, unrolled, workload
 from ttm_jax.benchmarks.ceilings import CeilingSizes
+from ttm_jax.benchmarks.figures import draw_history
 from ttm_jax.benchmarks.progress import Progress, show_progress
 from ttm_jax.benchmarks.report import Table, digits, quartiles, scaled
 from ttm_jax.benchmarks.results import SECTIONS, describe, load_results, section_of
@@ -77,7 +78,7 @@ def by_name(section):
 def test_every_operation_is_measured(sections):
     assert list(by_name(sections["operations"])) == [
         *("empty call", "matrix product", "token embedding", "Transformer forward"),
-        *("read", "process", "write", "whole step", "train step", "multiplier", "multiplier, train step"),
+        *("read", "process", "write", "whole step", "train step", "multiplier", "multiplier train"),
     ]
     for row in sections["operations"]["rows"]:
         assert 0 < row["quartile_1_s"] <= row["median_s"] <= row["quartile_3_s"]
@@ -99,7 +100,7 @@ def test_rates_are_closed_forms_over_medians(sections, config):
     assert rows["train step"]["flops"] == 3 * 2 * rows["whole step"]["flops"]
     assert rows["multiplier"]["flops"] == measure_flops(TTMModel(config.model), (2, 12))
     places = 5  # of a product of two digits by two, EOS included
-    assert rows["multiplier, train step"]["flops"] == 3 * rows["multiplier"]["flops"] * places // 12
+    assert rows["multiplier train"]["flops"] == 3 * rows["multiplier"]["flops"] * places // 12
     for row in rows.values():
         assert row["flops_per_s"] == pytest.approx(row["flops"] / row["median_s"])
         assert row["flops_fraction"] == pytest.approx(row["flops_per_s"] / ceilings["flops_per_s"])
@@ -203,12 +204,12 @@ def test_what_would_take_too_long_is_not_run():
 
 
 def test_what_does_not_fit_is_not_run(monkeypatch):
-    monkeypatch.setattr(history, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(workload, "free_memory", lambda device: 1000)
     program = SimpleNamespace(memory=SimpleNamespace(peak=900))
-    assert history.too_large(program, None) is None
+    assert workload.too_large(program, None) is None
     program.memory.peak = 901
-    assert history.too_large(program, None) == "takes 901 B, 1 kB are free"
-    assert history.too_large(SimpleNamespace(memory=None), None) is None
+    assert workload.too_large(program, None) == "takes 901 B, 1 kB are free"
+    assert workload.too_large(SimpleNamespace(memory=None), None) is None
 
 
 def test_what_was_not_run_is_said(sections):
@@ -260,6 +261,15 @@ def test_a_backend_that_plans_no_memory_is_shown_as_not_measured(sections):
         shown = "\n".join(table.to_markdown() for table in SECTIONS[key].tables(section[key]))
         assert "not measured" in shown
         assert SECTIONS[key].notes(section[key]) is not None
+
+
+def test_a_figure_of_what_there_is(sections, tmp_path):
+    section = json.loads(json.dumps(sections["history"]))
+    for row in section["whole"]:
+        row["transformer"] = {"skipped": "takes too much"}
+        row["machine"]["memory"] = None
+    draw_history(section, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_where_a_section_comes_from(sections):

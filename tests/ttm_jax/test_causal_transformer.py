@@ -70,7 +70,7 @@ def test_attention_is_softmax_of_the_past(normal):
 
 
 def test_blocks_of_queries_change_nothing(variables, tokens_BxSxD, whole, monkeypatch):
-    monkeypatch.setattr(causal_transformer, "QUERY_BLOCK", 8)  # gcd 4: three blocks
+    monkeypatch.setattr(causal_transformer, "QUERY_BLOCK", 5)  # three blocks of four
     blocks = jax.jit(lambda tokens: TRANSFORMER.apply(variables, tokens)[0])(tokens_BxSxD)
     close(blocks, whole[0])
 
@@ -99,3 +99,9 @@ def test_the_closed_form_is_the_products_of_the_program(variables, num_tokens, h
     tokens = jnp.zeros((1, num_tokens, D))
     jaxpr = jax.make_jaxpr(lambda x, cache: TRANSFORMER.apply(variables, x, cache))(tokens, cache)
     assert causal_step_cost(TRANSFORMER, num_tokens, history, D) == products(jaxpr.jaxpr)
+
+
+@pytest.mark.parametrize("width", [15, 18])
+def test_heads_have_an_even_width(width):
+    with pytest.raises(ValueError, match=rf"width must be a multiple of 2 x num_heads \(4\), got {width}"):
+        jax.eval_shape(TRANSFORMER.init, jax.random.key(0), jnp.zeros((1, 2, width)))

@@ -64,9 +64,7 @@ def test_two_cores_of_two_threads(make_machine):
     found = detect_machine(make_machine(INTEL))
     assert (found.processor, found.cores, found.cpus) == ("Xeon 9", 2, 4)
     assert found.caches == (Cache(1, "data", 48 * 1024, 2), Cache(2, "unified", 2 * 2**20, 1))
-    assert found.instruction_sets == ("fma", "avx2", "avx512f", "amx_tile") or set(found.instruction_sets) == {
-        *("sse4_2", "fma", "avx2", "avx512f", "amx_tile")
-    }
+    assert found.instruction_sets == ("sse4_2", "fma", "avx2", "avx512f", "amx_tile")
     assert found.memory_bytes == 1000 * 1024
 
 

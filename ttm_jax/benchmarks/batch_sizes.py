@@ -7,10 +7,10 @@ import jax
 from ttm_jax.benchmarks.ceilings import PRODUCT, CeilingSizes, ceiling_functions, ceiling_sizes
 from ttm_jax.benchmarks.progress import Progress
 from ttm_jax.benchmarks.report import NOT_MEASURED, Table, median, peak, percent, quartiles, scaled
-from ttm_jax.benchmarks.workload import training_arguments, training_batch, training_flops
+from ttm_jax.benchmarks.workload import too_large, training_arguments, training_batch, training_flops
 from ttm_jax.config import Config, find_config, load_config
 from ttm_jax.cost import device_memory_taken
-from ttm_jax.hardware import free_memory, total_memory
+from ttm_jax.hardware import total_memory
 from ttm_jax.program import Program
 from ttm_jax.state import train_step
 from ttm_jax.timing import affordable_calls, spread, time_interleaved, timed_call
@@ -20,7 +20,6 @@ BATCH_SIZES = tuple(2**n for n in range(13))
 QUICK_BATCH_SIZES = (8, 32)
 LONGEST_STEP_S = 5.0  # no larger batch is tried where a step would take longer
 NEARLY_BEST = 0.95
-MOST_MEMORY = 0.8  # of what is free: larger programs are not run
 
 
 def measure(
@@ -47,7 +46,7 @@ def measure(
             progress.step(f"compiling: batch {batch_size}")
             arguments = training_arguments(config, batch_size)
             program = Program(train_step, *arguments, carries=True)
-            if not _fits(program, device):
+            if too_large(program, device):
                 break
             name, function = str(batch_size), program.bind(*arguments)
             device_bytes[name] = device_memory_taken(
@@ -118,11 +117,6 @@ def largest_batch(rows: list[dict[str, Any]], memory_bytes: int | None) -> int |
     while high + slope * (batch_size - larger) <= memory_bytes:
         batch_size, largest = 2 * batch_size, batch_size
     return largest
-
-
-def _fits(program: Program, device: jax.Device) -> bool:
-    free = free_memory(device)
-    return program.memory is None or free is None or program.memory.peak <= MOST_MEMORY * free
 
 
 def tables(section: dict[str, Any]) -> list[Table]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from ttm_jax.benchmarks.history import MACHINE, TRANSFORMER
 
-MODELS = ((MACHINE, "Token Turing Machine", "o-"), (TRANSFORMER, "causal Transformer, key-value cache", "s--"))
+MODELS = ((MACHINE, "Token Turing Machine", "o-"), (TRANSFORMER, "causal Transformer", "s--"))
 
 
 def draw_history(section: dict[str, Any], path: Path) -> None:
@@ -16,8 +16,8 @@ def draw_history(section: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), sharex=True, layout="constrained")
-    for row, (form, what) in zip(axes, (("streaming", "a step after"), ("whole", "a whole sequence of")), strict=True):
-        time, memory = row
+    forms = (("streaming", "a streaming step after"), ("whole", "a whole sequence of"))
+    for (time, memory), (form, what) in zip(axes, forms, strict=True):
         for name, label, style in MODELS:
             measured = [(r["steps"], r[name]) for r in section[form] if "skipped" not in r[name]]
             if not measured:
@@ -31,11 +31,12 @@ def draw_history(section: dict[str, Any], path: Path) -> None:
             known = [(s, cost["memory"]["peak"] / 1e6) for s, cost in measured if cost["memory"] is not None]
             if known:
                 memory.loglog(*zip(*known, strict=True), style, label=label, markersize=4)
-        time.set(title=f"time of {what} n steps, ms", ylabel="ms")
-        memory.set(title=f"peak memory of {what} n steps, MB", ylabel="MB")
+        time.set(title=f"time of {what} n steps", ylabel="ms")
+        memory.set(title=f"peak memory of {what} n steps", ylabel="MB")
     for axis in axes.flat:
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
+        if axis.lines:
+            axis.legend(fontsize="small")
     for axis in axes[1]:
         axis.set(xlabel="n, steps")
     figure.savefig(path, dpi=110, facecolor="white")

@@ -13,18 +13,16 @@ import jax.numpy as jnp
 
 from ttm_jax.benchmarks.progress import Progress
 from ttm_jax.benchmarks.report import Table, median, peak, scaled, times
-from ttm_jax.benchmarks.workload import normal, random_variables
+from ttm_jax.benchmarks.workload import normal, random_variables, too_large
 from ttm_jax.causal_transformer import Cache, CausalTransformer
 from ttm_jax.config import ModelConfig
 from ttm_jax.flops import causal_step_cost, multiply_adds
-from ttm_jax.hardware import free_memory
 from ttm_jax.multiplier import make_machine
 from ttm_jax.program import Program
 from ttm_jax.timing import affordable_calls, spread, time_interleaved
 
 LENGTHS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 QUICK_LENGTHS = (10, 100, 1000)
-MOST_MEMORY = 0.9  # of what is free: larger programs are not run
 ROUNDS = 5  # several calls a turn: a single one would find its weights driven out of the caches by the other model
 MACHINE, TRANSFORMER = "machine", "transformer"
 LABELS = {MACHINE: "machine", TRANSFORMER: "Transformer"}
@@ -114,7 +112,6 @@ class Models:
         tokens_Bx1xNxD = self.tokens_BxNxD[:, None]
         self.machine_variables = random_variables(self.machine, tokens_Bx1xNxD)
         self.transformer_variables = random_variables(self.transformer, self.tokens_BxNxD)
-        self.steps = 0
         _, self.memory_BxMxD = jax.jit(self.machine.apply)(self.machine_variables, tokens_Bx1xNxD)
         self.steps = 1
         self.machine_program = Program(
@@ -236,14 +233,6 @@ def _row(
             memory = programs[name].memory_dict()
             row[name] = {**spread(seconds), "flops": batch_size * flops[name], "memory": memory}
     return row
-
-
-def too_large(program: Program, device: jax.Device) -> str | None:
-    """Why a program is not run: what it takes and what is free; None where it fits, or nothing is known."""
-    free = free_memory(device)
-    if program.memory is None or free is None or program.memory.peak <= MOST_MEMORY * free:
-        return None
-    return f"takes {scaled(program.memory.peak, 'B')}, {scaled(free, 'B')} are free"
 
 
 def too_long(name: str, flops: int, shorter: list[dict[str, Any]], longest_call_s: float) -> str | None:

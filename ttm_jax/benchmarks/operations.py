@@ -128,8 +128,7 @@ def _common_operations(sizes: Sizes, config: Config) -> Iterator[Operation]:
     params = random_variables(transformer, tokens_BxRxD)
     machine = make_machine(replace(c, processing="transformer"))
     flops = 2 * B * process_cost(machine, R, c.width)
-    size = f"{c.num_layers} blocks"
-    yield Operation("Transformer forward", size, transformer.apply, (params, tokens_BxRxD), flops, calls=CALLS)
+    yield Operation("Transformer forward", "", transformer.apply, (params, tokens_BxRxD), flops, calls=CALLS)
 
 
 def _machine_operations(sizes: Sizes, config: Config) -> Iterator[Operation]:
@@ -167,7 +166,7 @@ def _multiplier_operations(sizes: Sizes, config: Config) -> Iterator[Operation]:
     yield Operation("multiplier", f"{S} places", state.model.apply, (variables, inputs_BxS), flops)
     T = batch["targets"].shape[1]
     size, flops = f"{T} places", training_flops(config, B, T)
-    yield Operation("multiplier, train step", size, train_step, (state, batch), flops, carries=True)
+    yield Operation("multiplier train", size, train_step, (state, batch), flops, carries=True)
 
 
 PARTS = _common_operations, _machine_operations, _multiplier_operations

@@ -39,6 +39,8 @@ def regenerate(page: Path, folder: Path, results: list[dict[str, Any]]) -> bool:
             page.write_text(new, encoding="utf-8")
     except OSError as error:
         raise ResultError(f"--page {page}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ResultError(f"--page {page}: not UTF-8 text") from None
     return new != text
 
 

@@ -1,5 +1,6 @@
 """Numbers and tables for people, the same on the terminal and on the page."""
 
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +19,11 @@ class Table:
 
     def to_rich(self) -> RichTable:
         """For the terminal."""
-        table = RichTable(title=self.title, title_justify="left")
+        table = RichTable(title=self.title, title_justify="left", show_edge=False)
         for i, heading in enumerate(self.headings):
-            width = max((len(row[i]) for row in self.rows), default=None)  # headings wrap, cells do not
-            table.add_column(heading, justify="right" if i else "left", min_width=width)
+            width = max(map(len, [*(row[i] for row in self.rows), *heading.split()]), default=1)
+            wrapped = "\n".join(textwrap.wrap(heading, width))  # headings wrap, cells do not
+            table.add_column(wrapped, justify="right" if i else "left", no_wrap=True)
         for row in self.rows:
             table.add_row(*row)
         return table

@@ -85,14 +85,21 @@ def load_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def save_section(folder: Path, head: dict[str, Any], key: str, section: dict[str, Any]) -> Path:
-    """Puts a section into the file of its device, the other sections kept; a reader never sees half a file."""
+    """Puts a section into the file of its device, the other sections kept; a reader never sees half a file.
+
+    Raises:
+        ResultError: if it cannot be written.
+    """
     path = result_path(folder, head["name"])
     earlier = load_result(path) if path.exists() else {}
     sections = {**{name: earlier[name] for name in SECTIONS if name in earlier}, key: section}
     result = {**head, **{name: sections[name] for name in SECTIONS if name in sections}}
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise ResultError(f"{path}: {error.strerror}") from None
     return path
 
 

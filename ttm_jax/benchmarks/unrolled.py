@@ -14,15 +14,13 @@ import optax
 
 from ttm_jax.benchmarks.progress import Progress
 from ttm_jax.benchmarks.report import Table, median, quartiles, scaled, times
-from ttm_jax.benchmarks.workload import normal, random_variables
+from ttm_jax.benchmarks.workload import normal, random_variables, too_large
 from ttm_jax.cost import machine_train_step
-from ttm_jax.hardware import free_memory
 from ttm_jax.machine import TokenTuringMachine, TokenTuringMachineStep
 from ttm_jax.program import Program
 from ttm_jax.timing import affordable_calls, spread, time_interleaved
 
 SCAN, UNROLLED = "scan", "unrolled"
-MOST_MEMORY = 0.9  # of what is free: larger programs are not run
 LABELS = {"compile": "compile", "step": "train step", "temporary": "temporary memory"}
 WANTED = {"steps": 32, "num_tokens": 16, "compile": 10.0, "step": 1.5, "temporary": 10.0}
 
@@ -95,15 +93,15 @@ def _row(
         state = jax.tree.map(jnp.copy, (variables, jax.jit(optimizer.init)(variables)))
         program = Program(machine_train_step(form, optimizer), state, tokens_BxTxNxD, carries=True)
         row[name] = {"compile_s": program.compile_s, "memory": program.memory_dict()}
-        free = free_memory(device)
-        if program.memory is not None and free is not None and program.memory.peak > MOST_MEMORY * free:
-            row[name]["skipped"] = f"takes {scaled(program.memory.peak, 'B')}, {scaled(free, 'B')} are free"
+        if reason := too_large(program, device):
+            row[name]["skipped"] = reason
             continue
         functions[name] = program.bind(state, tokens_BxTxNxD)
     progress.step(f"timing: {what}")
-    calls = min(affordable_calls(function, budget_s, most=100) for function in functions.values())
-    for name, seconds in time_interleaved(functions, calls).items():
-        row[name].update(spread(seconds))
+    if functions:
+        calls = min(affordable_calls(function, budget_s, most=100) for function in functions.values())
+        for name, seconds in time_interleaved(functions, calls).items():
+            row[name].update(spread(seconds))
     return {**row, "ratios": ratios(row[SCAN], row[UNROLLED])}
 
 
@@ -129,7 +127,7 @@ def tables(section: dict[str, Any]) -> list[Table]:
         size = f"{row['steps']} x {row['num_tokens']:,}, {row['batch_size']}"
         for name in (SCAN, UNROLLED):
             form, memory = row[name], row[name]["memory"]
-            step = ["not run", form["skipped"]] if "skipped" in form else [median(form), quartiles(form)]
+            step = ["not run", "-"] if "skipped" in form else [median(form), quartiles(form)]
             temporary = scaled(None if memory is None else memory["temporary"], "B")
             rows.append([size, name, scaled(form["compile_s"], "s"), *step, temporary])
         compared.append([size, *(times(row["ratios"][name]) for name in LABELS)])

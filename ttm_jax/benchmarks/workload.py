@@ -1,4 +1,4 @@
-"""What is timed works on: parameters, and a training step of the multiplier as training has it."""
+"""What timed functions work on, and whether it fits: parameters, tokens, a training step of the multiplier."""
 
 from typing import Any
 
@@ -6,14 +6,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ttm_jax.benchmarks.report import scaled
 from ttm_jax.config import Config
 from ttm_jax.cost import measure_flops
+from ttm_jax.hardware import free_memory
 from ttm_jax.multiplication import MultiplicationDataset
 from ttm_jax.multiplier import TTMModel
+from ttm_jax.program import Program
 from ttm_jax.state import TrainState, create_state
 
 # A backward pass costs two forward passes. What is recomputed, and what the optimiser does, is not counted.
 TRAINING_PASSES = 3
+MOST_MEMORY = 0.9  # of what is free: larger programs are not run
 
 
 def normal(*shape: int) -> jax.Array:
@@ -52,3 +56,11 @@ def training_flops(config: Config, batch_size: int, num_steps: int) -> int:
     """Floating-point operations of a training step of T machine steps."""
     S = config.model.seq_len
     return TRAINING_PASSES * measure_flops(TTMModel(config.model), (batch_size, S)) * num_steps // S
+
+
+def too_large(program: Program, device: jax.Device) -> str | None:
+    """Why a program is not run: what it takes and what is free; None where it fits, or nothing is known."""
+    free = free_memory(device)
+    if program.memory is None or free is None or program.memory.peak <= MOST_MEMORY * free:
+        return None
+    return f"takes {scaled(program.memory.peak, 'B')}, {scaled(free, 'B')} are free"
