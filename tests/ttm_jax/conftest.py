@@ -59,7 +59,8 @@ def _products(jaxpr: Any) -> int:
         if equation.primitive.name == "dot_general":
             (contracting, _), _ = equation.params["dimension_numbers"]
             left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-            total += math.prod(out) * math.prod(left[axis] for axis in contracting)
+            if contracting:  # else it is elementwise
+                total += math.prod(out) * math.prod(left[axis] for axis in contracting)
         times = equation.params["length"] if equation.primitive.name == "scan" else 1
         for value in equation.params.values():
             for inner in value if isinstance(value, tuple | list) else (value,):

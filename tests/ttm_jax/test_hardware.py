@@ -129,7 +129,7 @@ class FakeDevice:
 def test_one_device_of_each_kind_the_processor_first(monkeypatch):
     gpus = [FakeDevice("H200", "gpu"), FakeDevice("H200", "gpu"), FakeDevice("A100", "gpu")]
     processor = FakeDevice("cpu", "cpu")
-    monkeypatch.setattr(hardware.jax, "devices", lambda platform=None: [processor] if platform == "cpu" else gpus)
+    monkeypatch.setattr(jax, "devices", lambda platform=None: [processor] if platform == "cpu" else gpus)
     assert devices_present() == [processor, gpus[0], gpus[2]]
 
 
@@ -141,7 +141,7 @@ def test_no_processor_where_jax_has_none(monkeypatch):
             raise RuntimeError("Unknown backend cpu")
         return [gpu]
 
-    monkeypatch.setattr(hardware.jax, "devices", devices)
+    monkeypatch.setattr(jax, "devices", devices)
     assert devices_present() == [gpu]
 
 
