@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         TrainConfig,
         load_config,
     )
+    from ttm_jax.cost import measure_flops, measure_memory
     from ttm_jax.inference import Multiplier, load
     from ttm_jax.layers import FeedForward, MultiHeadAttention, Positions
     from ttm_jax.losses import (
@@ -166,6 +167,8 @@ __all__ = [
     "make_optimizer",
     "make_processor",
     "make_write",
+    "measure_flops",
+    "measure_memory",
     "normalize_weights",
     "number_to_tokens",
     "pooling_summarize",
@@ -211,6 +214,7 @@ _NAMES = {
     "state": "TrainState create_state eval_step train_step",
     "checkpoint_files": "CheckpointError",
     "inference": "Multiplier load",
+    "cost": "measure_flops measure_memory",
 }
 _MODULE = {name: module for module, names in _NAMES.items() for name in names.split()}
 

@@ -1,102 +1,175 @@
-"""Measurements of the machine, written to `results/` with where they come from.
+"""Measures this machine: what it is, what it can do, and what the Token Turing Machine makes of it.
 
-python -m ttm_jax.benchmark remat
+python -m ttm_jax.benchmark --quick
 """
 
 import argparse
 import json
-import statistics
+import os
+import signal
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 from rich.console import Console
-from rich.table import Table
 
-from ttm_jax.cli import Parser, fail, positive_int
-from ttm_jax.machine import DEFAULT_REMAT, REMAT_POLICIES, TokenTuringMachine
-from ttm_jax.run_folder import provenance
+from ttm_jax.benchmarks.figures import draw_history, history_figure
+from ttm_jax.benchmarks.page import caches, known, regenerate
+from ttm_jax.benchmarks.progress import show_progress
+from ttm_jax.benchmarks.report import scaled
+from ttm_jax.benchmarks.results import (
+    FLAGS,
+    SECTIONS,
+    ResultError,
+    check_folder,
+    describe,
+    load_results,
+    result_path,
+    save_section,
+    section_of,
+)
+from ttm_jax.cli import Parser, fail
+from ttm_jax.hardware import UNKNOWN, devices_present
 
-
-def time_interleaved(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each call, the functions taking turns (A B C A B C ...), each waited for, after one warm-up."""
-    for function in functions.values():
-        jax.block_until_ready(function())
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            jax.block_until_ready(function())
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def spread(seconds: list[float]) -> dict[str, float]:
-    """Median and quartiles, in milliseconds."""
-    low, median, high = (1e3 * q for q in statistics.quantiles(seconds, n=4, method="inclusive"))
-    return {"median_ms": median, "quartile_1_ms": low, "quartile_3_ms": high}
+OUT = Path("results/hardware")
+PAGE = Path("hardware_choice.md")
 
 
-def measure_remat(batch_size: int = 16, num_steps: int = 32, repeats: int = 15) -> list[dict[str, Any]]:
-    """Compile time, step time and temporary memory of the machine's gradient by rematerialisation policy.
-
-    Width 128, M=96, R=16, N=16, 4 layers, float32.
-    """
-    tokens_BxTxNxD = jax.random.normal(jax.random.key(0), (batch_size, num_steps, 16, 128))
-    rows, functions = [], {}
-    for remat in (False, *REMAT_POLICIES):
-        machine = TokenTuringMachine(remat=remat)
-        variables = jax.jit(machine.init)(jax.random.key(1), tokens_BxTxNxD[:, :1])
-
-        def loss(variables, tokens, machine=machine):
-            results: Any = machine.apply(variables, tokens)
-            return sum(jnp.sum(result**2) for result in results)
-
-        start = time.perf_counter()
-        compiled = jax.jit(jax.grad(loss)).lower(variables, tokens_BxTxNxD).compile()
-        seconds = time.perf_counter() - start
-        memory = compiled.memory_analysis()
-        temporary_mb = None if memory is None else memory.temp_size_in_bytes / 1e6
-        name = "none" if remat is False else remat
-        rows.append({"policy": name, "compile_s": seconds, "temporary_mb": temporary_mb})
-        functions[name] = lambda compiled=compiled, variables=variables: compiled(variables, tokens_BxTxNxD)
-    timings = time_interleaved(functions, repeats)
-    return [{**row, **spread(timings[row["policy"]])} for row in rows]
+def make_parser() -> Parser:
+    """The command line: one thing is measured a run, on every device present."""
+    parser = Parser(
+        prog="python -m ttm_jax.benchmark",
+        description="Measures the operations of the Token Turing Machine on each device present,\n"
+        "or one of the things below. JAX_PLATFORMS=cpu leaves accelerators out.",
+        epilog="example: python -m ttm_jax.benchmark --history --out runs/hardware",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_mutually_exclusive_group()
+    for key, text in (
+        ("batch_sizes", "training throughput and memory against the batch size"),
+        ("history", "a step against the length of the history, beside a causal Transformer"),
+        ("unrolled", "the scan against the steps unrolled in Python"),
+        ("remat", "what a rematerialised step keeps"),
+    ):
+        what.add_argument(FLAGS[key], dest="key", action="store_const", const=key, help=text)
+    what.add_argument(
+        "--page",
+        type=Path,
+        nargs="?",
+        const=PAGE,
+        metavar="FILE",
+        help=f"measure nothing; write the results of --out into this page, {PAGE} where none is named",
+    )
+    parser.add_argument("--quick", action="store_true", help="under a minute; written only where --out is given")
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of tables")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help=f"of the results, a file a device (default: {OUT})")
+    parser.set_defaults(key="operations")
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = Parser(
-        prog="python -m ttm_jax.benchmark",
-        description="Measures the machine on this device.",
-        epilog="example: python -m ttm_jax.benchmark remat --repeats 15",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("what", choices=["remat"], help="remat: rematerialisation policies of the scanned step")
-    parser.add_argument("--repeats", type=positive_int, default=15, help="of each measurement, interleaved")
-    parser.add_argument("--out", type=Path, default=Path("results"), help="folder of the JSON result")
+    parser = make_parser()
     args = parser.parse_args(argv)
-
-    rows = measure_remat(repeats=max(args.repeats, 2))
-    table = Table(title=f"gradient over 32 steps, batch 16; the default is {DEFAULT_REMAT!r}", title_justify="left")
-    for heading in ("policy", "compile, s", "step, ms", "quartiles", "temporary, MB"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        quartiles = f"{row['quartile_1_ms']:.0f}-{row['quartile_3_ms']:.0f}"
-        cells = (f"{row['compile_s']:.1f}", f"{row['median_ms']:.0f}", quartiles, f"{row['temporary_mb']:.0f}")
-        table.add_row(row["policy"], *cells)
-    Console().print(table)
-    path = args.out / f"{args.what}.json"
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({**provenance(), "rows": rows}, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        return fail(parser, f"--out {args.out}: {error.strerror}")
-    print(f"written: {path}")
+        if args.page:
+            return _write_page(args)
+        with _interruptible(parser):
+            return _measure(args)
+    except ResultError as error:
+        return fail(parser, error)
+
+
+@contextmanager
+def _interruptible(parser: Parser) -> Generator[None, None, None]:
+    """Ctrl-C ends the process at once, in the midst of a compilation too, which may take minutes and hears nothing."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def watch() -> None:
+        if os.read(reader, 1):
+            Console(stderr=True).show_cursor()
+            os._exit(fail(parser, "stopped; what was not finished is not written", 130))
+
+    handler = signal.signal(signal.SIGINT, lambda *_: None)
+    wakeup = signal.set_wakeup_fd(writer)  # the signal's number arrives there whatever the main thread does
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGINT, handler)
+        os.close(writer)
+        watcher.join()
+        os.close(reader)
+
+
+def _measure(args: argparse.Namespace) -> int:
+    """Measures one thing on each device, shows it, and writes it unless the run is quick and names no folder."""
+    folder = args.out or (None if args.quick else OUT)
+    devices = devices_present()
+    heads = [describe(device) for device in devices]
+    if folder:
+        check_folder(folder, [head["name"] for head in heads])
+    console = Console()
+    shown: dict[str, Any] = {}
+    for device, head in zip(devices, heads, strict=True):
+        if not args.json:
+            console.print(_headline(head), highlight=False, soft_wrap=True)
+        module = SECTIONS[args.key]
+        with show_progress() as progress:
+            section = section_of(device, args.quick, module.measure(device, args.quick, progress))
+        shown[head["name"]] = {**head, args.key: section}
+        if not args.json:
+            for table in module.tables(section):
+                console.print(table.to_rich())
+            for note in module.notes(section):
+                console.print(note, highlight=False)
+        if folder:
+            path = save_section(folder, head, args.key, section)
+            written = [path, *_draw(shown[head["name"]], path)]
+            if not args.json:
+                console.print(*(f"written: {path}" for path in written), sep="\n", highlight=False, soft_wrap=True)
+    if args.json:
+        print(json.dumps(shown))
     return 0
+
+
+def _write_page(args: argparse.Namespace) -> int:
+    """Draws the figures and writes the page, both from the result files alone."""
+    folder = args.out or OUT
+    results = load_results(folder)
+    changed = regenerate(args.page, folder, results)
+    for result in results:
+        _draw(result, result_path(folder, result["name"]))
+    print(f"{'written' if changed else 'unchanged'}: {args.page}")
+    return 0
+
+
+def _draw(result: dict[str, Any], path: Path) -> list[Path]:
+    if "history" not in result:
+        return []
+    draw_history(result["history"], history_figure(path))
+    return [history_figure(path)]
+
+
+def _headline(head: dict[str, Any]) -> str:
+    """The device and its host in a few lines."""
+    machine, device = head["machine"], head["device"]
+    cores, cpus, usable = (known(machine[name]) for name in ("cores", "cpus", "usable_cpus"))
+    memory = machine["memory_bytes"]
+    lines = [
+        f"device: {device['count']} x {device['kind']} ({device['platform']})",
+        f"processor: {machine['processor']} ({machine['architecture']})",
+        f"cores: {cores}, hardware threads: {cpus}, usable: {usable}",
+        f"caches: {caches(machine['caches'])}",
+        f"instruction sets: {', '.join(machine['instruction_sets']) or UNKNOWN}",
+        f"memory: {UNKNOWN if memory is None else scaled(memory, 'B')}",
+    ]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ of pooling) is left out: at the paper's sizes below
 
 from dataclasses import dataclass
 
+from ttm_jax.causal_transformer import CausalTransformer
+from ttm_jax.config import ModelConfig
 from ttm_jax.machine import (
     SimpleTokenTuringMachine,
     SimpleTokenTuringMachineStep,
@@ -14,6 +16,8 @@ from ttm_jax.machine import (
     TokenTuringMachineStep,
 )
 from ttm_jax.memory import NUM_WRITES
+from ttm_jax.multiplication import MAX_CARRY
+from ttm_jax.multiplier import NUM_DIGIT_LOGITS
 from ttm_jax.processing import TOKEN_MIXING_DIM
 from ttm_jax.summarize import BOTTLENECK_DIM
 
@@ -102,6 +106,23 @@ def write_cost(machine: TokenTuringMachine | TokenTuringMachineStep, num_tokens:
     select = M * BOTTLENECK_DIM * (D + NUM_WRITES)
     vectors = D * BOTTLENECK_DIM * (control + NUM_WRITES) + NUM_WRITES * BOTTLENECK_DIM * 2 * D
     return select + 2 * vectors + M * NUM_WRITES * D
+
+
+def head_cost(config: ModelConfig) -> int:
+    """The multiplier's head at one place: D^2 + D D/2 + 12 D/2, and 45 D for the carries where they are asked for."""
+    D, half = config.width, config.width // 2
+    carries = D * (MAX_CARRY + 1) if config.carry_head else 0
+    return D * D + D * half + half * (NUM_DIGIT_LOGITS + 1) + carries
+
+
+def causal_step_cost(transformer: CausalTransformer, num_tokens: int, history: int, width: int) -> int:
+    """N new tokens of a causal Transformer that attend to `history` earlier ones and to each other.
+
+    L (4 N D^2 + 2 N (history + N) D + 2 N D F); what the mask hides is computed, and counted.
+    """
+    N, D = num_tokens, width
+    attention = 4 * N * D**2 + 2 * N * (history + N) * D
+    return transformer.num_layers * (attention + 2 * N * D * transformer.mlp_dim)
 
 
 def _attention_cost(queries: int, n: int, width: int) -> int:

@@ -85,6 +85,27 @@ class OutputHead(nn.Module):
         return at_least_float32(jnp.concatenate([digits, eos, pad], axis=-1))
 
 
+def make_machine(config: ModelConfig, name: str | None = None) -> TokenTuringMachine:
+    """The machine inside the multiplier of a config."""
+    return TokenTuringMachine(
+        memory_size=config.memory_size,
+        process_size=config.process_size,
+        read=config.read,
+        write=config.write,
+        processing=config.processing,
+        num_layers=config.num_layers,
+        mlp_dim=config.mlp_dim,
+        num_heads=config.num_heads,
+        positions=config.positions,
+        dropout_rate=config.dropout_rate,
+        learned_memory=config.learned_memory,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=jnp.dtype(config.param_dtype),
+        remat=config.remat,
+        name=name,
+    )
+
+
 class TTMModel(nn.Module):
     """Multiplies: input tokens [B, S] (int) to logits [B, S, 13] of the product, least significant digit first.
 
@@ -141,23 +162,7 @@ class TTMModel(nn.Module):
         problem_BxTxSxD = jnp.einsum("bsd,t->btsd", problem_BxSxD, jnp.ones(num_steps, dtype))
         tokens_BxTxSxD = problem_BxTxSxD + places_TxD[None, :, None]
 
-        machine = TokenTuringMachine(
-            memory_size=c.memory_size,
-            process_size=c.process_size,
-            read=c.read,
-            write=c.write,
-            processing=c.processing,
-            num_layers=c.num_layers,
-            mlp_dim=c.mlp_dim,
-            num_heads=c.num_heads,
-            positions=c.positions,
-            dropout_rate=c.dropout_rate,
-            learned_memory=c.learned_memory,
-            dtype=dtype,
-            param_dtype=param_dtype,
-            remat=c.remat,
-            name="machine",
-        )
+        machine = make_machine(c, name="machine")
         outputs_BxTxRxD, _ = machine(tokens_BxTxSxD, train=train)
         answer_BxTxD = outputs_BxTxRxD[:, :, 0]
         logits_BxTxV = OutputHead(c, name="head")(answer_BxTxD)

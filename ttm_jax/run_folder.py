@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ttm_jax.config import Config, config_to_toml
+from ttm_jax.hardware import processor_name
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -105,7 +106,7 @@ def describe_origin(packages: Iterable[str], device: str, backend: str) -> dict[
         "commit": _commit(),
         "device": device,
         "backend": backend,
-        "machine": f"{_cpu_name()}, {os.cpu_count()} CPU cores",
+        "machine": f"{processor_name()}, {os.cpu_count()} CPU cores",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": _command(),
     }
@@ -132,15 +133,6 @@ def _command() -> str:
     if spec is None:
         return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     return shlex.join(["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]])
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _share(value: Any) -> float:

@@ -5,8 +5,11 @@ from ttm_torch.checkpoint import CheckpointError
 from ttm_torch.config import (
     Config,
     ConfigError,
+    CurriculumConfig,
+    DataConfig,
     ModelConfig,
     OptimizerConfig,
+    TrainConfig,
     load_config,
 )
 from ttm_torch.cost import measure_flops, measure_memory
@@ -59,6 +62,7 @@ from ttm_torch.multiplication import (
     is_held_out,
 )
 from ttm_torch.multiplier import (
+    OutputHead,
     TTMModel,
     apply_digit_mask,
     apply_eos_boost,
@@ -68,7 +72,7 @@ from ttm_torch.multiplier import (
     detect_eos,
     extract_eos_probs,
 )
-from ttm_torch.optimizer import Muon, learning_rate, make_optimizer, make_scheduler
+from ttm_torch.optimizer import Muon, Scheduler, learning_rate, make_optimizer, make_scheduler
 from ttm_torch.processing import (
     MixerStack,
     MLPStack,
@@ -108,6 +112,8 @@ __all__ = [
     "CheckpointError",
     "Config",
     "ConfigError",
+    "CurriculumConfig",
+    "DataConfig",
     "Embedding",
     "FeedForward",
     "MLPStack",
@@ -119,15 +125,18 @@ __all__ = [
     "Multiplier",
     "Muon",
     "OptimizerConfig",
+    "OutputHead",
     "PoolingSummarizer",
     "Positions",
     "QuerySummarizer",
     "Read",
+    "Scheduler",
     "SimpleTokenTuringMachine",
     "SimpleTokenTuringMachineStep",
     "TTMModel",
     "TokenTuringMachine",
     "TokenTuringMachineStep",
+    "TrainConfig",
     "TrainState",
     "TransformerBlock",
     "TransformerStack",

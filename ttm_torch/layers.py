@@ -44,7 +44,7 @@ def apply(
     `params` as of the module's `state_dict()`; fresh untrained ones that follow from `seed` alone where None.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.random.default_generator.manual_seed(seed)  # of the CPU alone, which is what was forked
         module = make_module().to(inputs[0]).eval()
     return module(*inputs) if params is None else torch.func.functional_call(module, dict(params), inputs, strict=True)
 

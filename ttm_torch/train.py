@@ -1,6 +1,6 @@
 """Training in PyTorch, and its command: the loop, the data and the run folder of `ttm_jax.train`.
 
-python -m ttm_torch.train                                      # two CPU cores, ten minutes or so
+python -m ttm_torch.train                                      # the default config
 python -m ttm_torch.train --config multiplication              # the checklist's sizes
 python -m ttm_torch.train --workdir runs/quick-torch --resume  # go on
 """

@@ -18,9 +18,9 @@ KINDS = {"train": "Training step", "forward": "Inference", "stream": "Streaming:
 MARKERS = "<!-- speed -->", "<!-- /speed -->"
 # What the README shows, in its words.
 README_ROWS = {
-    "quick/6/float32/train": "training step, default config",
-    "multiplication/11/float32/train": "training step, checklist's config",
-    "multiplication/11/float32/forward": "inference, checklist's config",
+    "quick/6/float32/train": "training step, default config, batch 64",
+    "multiplication/11/float32/train": "training step, checklist's config, batch 64",
+    "multiplication/11/float32/forward": "inference, checklist's config, batch 64",
     "multiplication/1/float32/stream": "one streaming step, checklist's config",
     "paper-16/64/float32/train": "training step, paper's machine, 64 steps",
 }

@@ -299,7 +299,7 @@ def test_the_page(result):
 
 def test_the_short_table(result):
     table = readme_table(result)
-    assert "| training step, default config | 50.0 ms | 60.0 ms (compile) | **1.20** (1.08 - 1.32) |" in table
+    assert "| training step, default config, batch 64 | 50.0 ms | 60.0 ms (compile) | **1.20** (1.08 - 1.32) |" in table
     assert table.count("not measured") == len(README_ROWS) - 1
     assert "commit `0123456+changes`, 2026-11-20." in table
     text = put_in_readme("a\n<!-- speed -->\nold\n<!-- /speed -->\nb\n", result)

@@ -1,6 +1,7 @@
 """Runs of the tiny configuration in JAX, and what a run left behind as comparable values."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,3 +51,25 @@ def snapshot(without_seconds) -> Callable[[Path, Config], dict[str, Any]]:
         }
 
     return take
+
+
+def _products(jaxpr: Any) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracting, _), _ = equation.params["dimension_numbers"]
+            left, out = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+            if contracting:  # else it is elementwise
+                total += math.prod(out) * math.prod(left[axis] for axis in contracting)
+        times = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for value in equation.params.values():
+            for inner in value if isinstance(value, tuple | list) else (value,):
+                inner = getattr(inner, "jaxpr", inner)
+                total += times * _products(inner) if hasattr(inner, "eqns") else 0
+    return total
+
+
+@pytest.fixture(scope="session")
+def products() -> Callable[[Any], int]:
+    """Multiply-adds of all matrix products of a jaxpr, those of inner jaxprs too, of a scan's body at each step."""
+    return _products

@@ -1,0 +1,529 @@
+"""The measurements at tiny sizes, the command, and the page against the committed results."""
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from ttm_jax import TokenTuringMachine, benchmark, measure_flops
+from ttm_jax.benchmarks import batch_sizes, history, operations, page, remat, unrolled, workload
+from ttm_jax.benchmarks.ceilings import CeilingSizes
+from ttm_jax.benchmarks.figures import draw_history
+from ttm_jax.benchmarks.progress import Progress, show_progress
+from ttm_jax.benchmarks.report import Table, digits, quartiles, scaled
+from ttm_jax.benchmarks.results import SECTIONS, describe, load_results, section_of
+from ttm_jax.multiplier import TTMModel
+
+ROOT = Path(__file__).parents[2]
+PAGE, RESULTS = ROOT / "hardware_choice.md", ROOT / "results/hardware"
+of_a_machine = pytest.mark.skipif(not RESULTS.exists(), reason="no machine has been measured yet")
+CEILING = CeilingSizes(16, 4096)
+CHEAP = dict(memory_size=6, process_size=2, num_layers=1, mlp_dim=8, processing="mlp")
+SCENIC = TokenTuringMachine(**CHEAP, compat="scenic", remat=True)
+
+
+@pytest.fixture(scope="module")
+def config(tiny_config):
+    """Cheaper still to compile: no dropout, no carry head, nothing recomputed."""
+    model = dataclasses.replace(tiny_config.model, dropout_rate=0.0, carry_head=False, remat=False)
+    return dataclasses.replace(tiny_config, model=model)
+
+
+def measured(module, **sizes):
+    """A section, and the progress that was told; the fewest calls that are made."""
+    progress = Progress()
+    device = jax.devices()[0]
+    section = section_of(device, True, module.measure(device, True, progress, **sizes, budget_s=0.0))
+    assert progress.begun == progress.planned > 0 or module is batch_sizes
+    return json.loads(json.dumps(section))
+
+
+@pytest.fixture(scope="module")
+def sections(config):
+    sizes = operations.Sizes(product=8, sequences=3, batch_size=2, num_tokens=5, num_steps=2)
+    return {
+        "operations": measured(operations, sizes=sizes, config=config, ceiling=CEILING),
+        "batch_sizes": measured(batch_sizes, config=config, batch_sizes=(2,), ceiling=CEILING),
+        "history": measured(history, sizes=history.Sizes(2, 3, config.model), lengths=(4, 2)),
+        "unrolled": measured(unrolled, cases=[unrolled.Case(2, 4, 2)], machine=SCENIC, width=16),
+        "remat": measured(
+            remat, shape=(2, 3, 4, 16), machine=TokenTuringMachine(**CHEAP, read="pooling", write="concat")
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def result(sections):
+    """All of a device, with a second batch size."""
+    copied = json.loads(json.dumps(sections))
+    row = copied["batch_sizes"]["rows"][0]
+    copied["batch_sizes"] |= {"rows": [row, {**row, "batch_size": 4, "examples_per_s": 2 * row["examples_per_s"]}]}
+    copied["batch_sizes"] |= {"best": 4, "largest": 1024}
+    return {**describe(jax.devices()[0]), **copied}
+
+
+def by_name(section):
+    return {row["name"]: row for row in section["rows"]}
+
+
+def test_every_operation_is_measured(sections):
+    assert list(by_name(sections["operations"])) == [
+        *("empty call", "matrix product", "token embedding", "Transformer forward"),
+        *("read", "process", "write", "whole step", "train step", "multiplier", "multiplier train"),
+    ]
+    for row in sections["operations"]["rows"]:
+        assert 0 < row["quartile_1_s"] <= row["median_s"] <= row["quartile_3_s"]
+        assert row["calls"] >= 5
+        assert row["compile_s"] > 0
+        assert row["memory"]["peak"] > 0
+
+
+def test_rates_are_closed_forms_over_medians(sections, config):
+    section, rows = sections["operations"], by_name(sections["operations"])
+    ceilings = section["ceilings"]
+    assert ceilings["flops_per_s"] == pytest.approx(2 * 16**3 / ceilings["product"]["median_s"])
+    assert ceilings["bytes_per_s"] == pytest.approx(2 * 4096 / ceilings["copy"]["median_s"])
+    assert rows["matrix product"]["flops"] == 2 * 8**3
+    assert rows["matrix product"]["bytes"] == 3 * 4 * 8**2
+    assert rows["token embedding"]["bytes"] == 4 * (3 * 12 + 13 * 16 + 3 * 12 * 16)
+    parts = sum(rows[name]["flops"] for name in ("read", "process", "write"))
+    assert rows["whole step"]["flops"] == parts > 0
+    assert rows["train step"]["flops"] == 3 * 2 * rows["whole step"]["flops"]
+    assert rows["multiplier"]["flops"] == measure_flops(TTMModel(config.model), (2, 12))
+    places = 5  # of a product of two digits by two, EOS included
+    assert rows["multiplier train"]["flops"] == 3 * rows["multiplier"]["flops"] * places // 12
+    for row in rows.values():
+        assert row["flops_per_s"] == pytest.approx(row["flops"] / row["median_s"])
+        assert row["flops_fraction"] == pytest.approx(row["flops_per_s"] / ceilings["flops_per_s"])
+        assert row["bytes_fraction"] == pytest.approx(row["bytes"] / row["median_s"] / ceilings["bytes_per_s"])
+
+
+def test_the_first_three_have_a_thousand_calls(config):
+    sizes = operations.Sizes(product=2, sequences=1, batch_size=1, num_tokens=1, num_steps=1)
+    calls = {operation.name: operation.calls for operation in operations.PARTS[0](sizes, config)}
+    assert calls.pop("empty call") is None
+    assert calls == {"matrix product": 1000, "token embedding": 1000, "Transformer forward": 1000}
+
+
+def test_throughput_by_batch_size(sections):
+    section = sections["batch_sizes"]
+    (row,) = section["rows"]
+    assert row["examples_per_s"] == pytest.approx(2 / row["median_s"])
+    assert (section["best"], section["largest"], section["memory_size"]) == (2, None, 4)
+    assert section["num_steps"] == 5
+
+
+@pytest.mark.parametrize(("rates", "best"), [([10, 20, 20.5], 20), ([10, 20, 30], 30), ([30, 20, 10], 10)])
+def test_the_best_batch_is_the_smallest_near_the_highest_throughput(rates, best):
+    rows = [{"batch_size": size, "examples_per_s": rate} for size, rate in zip((10, 20, 30), rates, strict=True)]
+    assert batch_sizes.best_batch(rows) == best
+
+
+def test_the_largest_batch_is_on_the_line_of_memory():
+    rows = [{"batch_size": size, "memory": {"peak": 100 + 10 * size}} for size in (8, 16)]
+    assert batch_sizes.largest_batch(rows, 100 + 10 * 64) == 64
+    assert batch_sizes.largest_batch(rows, 100 + 10 * 64 - 1) == 32
+    assert batch_sizes.largest_batch(rows, None) is None
+    assert batch_sizes.largest_batch(rows[:1], 1000) is None
+    assert batch_sizes.largest_batch([{"batch_size": 8, "memory": None}] * 2, 1000) is None
+    assert batch_sizes.largest_batch(rows, 50) is None, "not even one example fits"
+
+
+def test_both_models_at_each_length_in_order(sections):
+    section = sections["history"]
+    for form in ("streaming", "whole"):
+        assert [row["steps"] for row in section[form]] == [2, 4]
+    machine, transformer = ([row[name] for row in section["streaming"]] for name in ("machine", "transformer"))
+    assert machine[0]["memory"] == machine[1]["memory"]
+    assert machine[0]["flops"] == machine[1]["flops"]
+    assert transformer[1]["flops"] > transformer[0]["flops"]
+    grown = transformer[1]["memory"]["arguments"] - transformer[0]["memory"]["arguments"]
+    assert grown == 2 * 3 * 2 * 1 * 2 * 16 * 4  # steps x tokens x batch x layers x keys and values x width x bytes
+    whole = section["whole"]
+    assert whole[1]["machine"]["flops"] == 2 * whole[0]["machine"]["flops"] == 4 * machine[0]["flops"]
+
+
+def test_the_machine_has_made_the_steps(config):
+    """The memory that is timed after n steps is that of n steps, not of fewer."""
+    models = history.Models(history.Sizes(2, 3, config.model))
+    first = models.memory_BxMxD
+    models.advance(5)
+    five = models.memory_BxMxD
+    models.memory_BxMxD, models.steps = first, 1
+    models.advance(3)
+    three = models.memory_BxMxD
+    models.advance(5)
+    np.testing.assert_allclose(models.memory_BxMxD, five, rtol=1e-5)
+    assert np.abs(three - five).max() > 1e-3
+
+
+def rows_of(*costs):
+    return [
+        {
+            "steps": 10**i,
+            **{
+                name: {"skipped": "no"} if cost is None else {"median_s": cost}
+                for name, cost in zip(("machine", "transformer"), pair, strict=True)
+            },
+        }
+        for i, pair in enumerate(costs)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("costs", "first"),
+    [
+        ([(2, 1), (2, 3), (2, 9)], 10),
+        ([(2, 3), (2, 1), (2, 9)], 100),
+        ([(2, 3), (2, 3)], 1),
+        ([(2, 1), (2, 1)], None),
+        ([(2, 2)], None),
+        ([(2, 3), (2, None), (None, 1)], 1),
+    ],
+)
+def test_the_machine_wins_from_where_it_wins_for_good(costs, first):
+    assert history.wins_from(rows_of(*costs), lambda cost: cost["median_s"]) == first
+
+
+def test_what_would_take_too_long_is_not_run():
+    shorter = [{"transformer": {"median_s": 2.0, "flops": 10}}]
+    assert history.too_long("transformer", 100, [], 1.0) is None
+    assert history.too_long("transformer", 100, shorter, 20.0) is None
+    reason = history.too_long("transformer", 100, shorter, 19.0)
+    assert reason == "would take about 20 s"
+    assert history.too_long("transformer", 1000, [{"transformer": {"skipped": reason}}], 1e9) == reason
+
+
+def test_what_does_not_fit_is_not_run(monkeypatch):
+    monkeypatch.setattr(workload, "free_memory", lambda device: 1000)
+    program = SimpleNamespace(memory=SimpleNamespace(peak=900))
+    assert workload.too_large(program, None) is None
+    program.memory.peak = 901
+    assert workload.too_large(program, None) == "takes 901 B, 1 kB are free"
+    assert workload.too_large(SimpleNamespace(memory=None), None) is None
+
+
+def test_what_was_not_run_is_said(sections):
+    section = json.loads(json.dumps(sections["history"]))
+    section["streaming"][1]["transformer"] = {"skipped": "takes 9 GB, 1 GB are free"}
+    note = "Streaming: the Transformer was not run at 4 steps: it takes 9 GB, 1 GB are free."
+    assert note in history.notes(section)
+    assert "not run" in history.tables(section)[0].rows[1]
+    assert note not in history.notes(sections["history"])
+
+
+def test_unrolled_is_the_same_arithmetic(random_params, normal):
+    tokens_BxTxNxD = normal(0, 2, 3, 4, 16)
+    variables = {"params": random_params(SCENIC, tokens_BxTxNxD)}
+    scanned = jax.jit(SCENIC.apply)(variables, tokens_BxTxNxD)
+    unrolled_ = jax.jit(unrolled.Unrolled(SCENIC).apply)(variables, tokens_BxTxNxD)
+    for ours, theirs in zip(scanned, unrolled_, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+def test_ratios_are_unrolled_over_scan(sections):
+    (row,) = sections["unrolled"]["rows"]
+    scan, other = row["scan"], row["unrolled"]
+    assert row["ratios"]["compile"] == pytest.approx(other["compile_s"] / scan["compile_s"])
+    assert row["ratios"]["step"] == pytest.approx(other["median_s"] / scan["median_s"])
+    assert row["ratios"]["temporary"] == pytest.approx(other["memory"]["temporary"] / scan["memory"]["temporary"])
+    assert scan["calls"] == other["calls"]
+
+
+def test_the_verdict_names_what_is_wanted(sections):
+    section = json.loads(json.dumps(sections["unrolled"]))
+    assert unrolled.notes(section) == ["At 32 steps of 16 tokens, for which ratios are wanted, nothing was measured."]
+    section["rows"][0].update(steps=32, num_tokens=16, ratios={"compile": 12.0, "step": 1.2, "temporary": None})
+    (note,) = unrolled.notes(section)
+    assert "compile 12x (wanted on two CPU cores: 10x, met)" in note
+    assert "train step 1.2x (wanted on two CPU cores: 1.5x, not met)" in note
+    assert "temporary memory not measured (wanted on two CPU cores: 10x)" in note
+
+
+def test_every_policy_is_measured(sections):
+    assert [row["policy"] for row in sections["remat"]["rows"]] == ["none", "full", "dots"]
+
+
+def test_a_backend_that_plans_no_memory_is_shown_as_not_measured(sections):
+    section = json.loads(json.dumps(sections))
+    for row in [*section["remat"]["rows"], *section["operations"]["rows"], *section["batch_sizes"]["rows"]]:
+        row["memory"] = row["device_bytes"] = None
+    for key in ("remat", "operations", "batch_sizes"):
+        shown = "\n".join(table.to_markdown() for table in SECTIONS[key].tables(section[key]))
+        assert "not measured" in shown
+        assert SECTIONS[key].notes(section[key]) is not None
+
+
+def test_a_figure_of_what_there_is(sections, tmp_path):
+    section = json.loads(json.dumps(sections["history"]))
+    for row in section["whole"]:
+        row["transformer"] = {"skipped": "takes too much"}
+        row["machine"]["memory"] = None
+    draw_history(section, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_where_a_section_comes_from(sections):
+    for section in sections.values():
+        origin = section["provenance"]
+        assert {"commit", "jax", "python", "machine", "date", "command", "device"} <= origin.keys()
+        assert section["quick"] is True
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (1.2345e-3, "s", "1.23 ms"),
+        (9.999e-4, "s", "1 ms"),
+        (4e-10, "s", "0.4 ns"),
+        (0.0, "s", "0 ns"),
+        (71.84, "s", "71.8 s"),
+        (263.27e9, "FLOP/s", "263 GFLOP/s"),
+        (999.7e6, "B", "1 GB"),
+        (12.0, "B", "12 B"),
+        (0.5, "B", "0.5 B"),
+        (None, "B", "not measured"),
+    ],
+)
+def test_quantities(value, unit, text):
+    assert scaled(value, unit) == text
+
+
+def test_numbers_have_three_digits_and_no_powers():
+    assert [digits(x) for x in (0, 1234.5, 99.96, 0.0000123, 0.5)] == ["0", "1,234", "100", "0.0000123", "0.5"]
+
+
+def test_quartiles_share_their_unit():
+    assert quartiles({"quartile_1_s": 1e-3, "quartile_3_s": 2e-3}) == "1 - 2 ms"
+    assert quartiles({"quartile_1_s": 9e-4, "quartile_3_s": 2e-3}) == "900 µs - 2 ms"
+
+
+def test_a_table_as_markdown():
+    assert Table("t", ["a", "b"], [["1", "2"]]).to_markdown().splitlines() == [
+        *("**t**", "", "| a | b |", "| --- | ---: |", "| 1 | 2 |")
+    ]
+
+
+# The command. What it measures is put in the place of the measurements.
+
+
+@pytest.fixture
+def run(sections, capsys, monkeypatch, tmp_path):
+    """`run(*arguments)`: exit code, stdout, stderr; in an empty folder, with measurements that are done already."""
+
+    def fake(key):
+        def measure(device, quick, progress):
+            return {name: value for name, value in sections[key].items() if name not in ("quick", "provenance")}
+
+        return SimpleNamespace(measure=measure, tables=SECTIONS[key].tables, notes=SECTIONS[key].notes)
+
+    for module in (benchmark, page):
+        monkeypatch.setattr(module, "SECTIONS", {key: fake(key) for key in SECTIONS})
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        try:
+            code = benchmark.main(list(arguments))
+        except SystemExit as stop:
+            code = stop.code
+        return (code, *capsys.readouterr())
+
+    return call
+
+
+def test_a_run_writes_the_file_of_its_device(run, tmp_path):
+    code, out, err = run()
+    assert (code, err) == (0, "")
+    (path,) = (tmp_path / "results/hardware").iterdir()
+    written = json.loads(path.read_text())
+    assert written["operations"]["quick"] is False
+    assert "caches: " in out
+    assert "Transformer forward" in out
+    assert f"written: results/hardware/{path.name}" in out
+
+
+def test_sections_are_added_to_the_file_in_order(run, tmp_path):
+    for flag in ("--remat", "--history", "--batch-sizes", "--against-unrolled"):
+        assert run(flag, "--out", "r")[0] == 0
+    assert run("--out", "r")[0] == 0
+    (path,) = (tmp_path / "r").glob("*.json")
+    assert [key for key in json.loads(path.read_text()) if key in SECTIONS] == list(SECTIONS)
+    assert [p.name for p in (tmp_path / "r").glob("*.png")] == [f"{path.stem}-history.png"]
+    assert not list((tmp_path / "r").glob("*.tmp"))
+
+
+def test_a_quick_run_writes_nothing_unless_told_where(run, tmp_path):
+    assert run("--quick")[0] == 0
+    assert not list(tmp_path.iterdir())
+    assert run("--quick", "--out", "r")[0] == 0
+    (path,) = (tmp_path / "r").iterdir()
+    assert json.loads(path.read_text())["operations"]["quick"] is True
+
+
+def test_json_is_one_object(run):
+    code, out, _ = run("--quick", "--remat", "--json")
+    (shown,) = json.loads(out).values()
+    assert code == 0
+    assert shown["remat"]["rows"][0]["policy"] == "none"
+    assert shown["machine"]["processor"]
+
+
+def test_the_page_is_written_between_its_markers(run, tmp_path):
+    (tmp_path / "hardware_choice.md").write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
+    for flag in ("--batch-sizes", "--history"):
+        run(flag)
+    assert run("--page")[:2] == (0, "written: hardware_choice.md\n")
+    text = (tmp_path / "hardware_choice.md").read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert "**A GPU**: not measured." in text
+    assert "Not measured; `python -m ttm_jax.benchmark --remat` does." in text
+    assert run("--page")[:2] == (0, "unchanged: hardware_choice.md\n")
+
+
+def spoil(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--histroy"], "unknown argument --histroy; did you mean --history?"),
+        (["remat"], "unknown argument remat"),
+        (["--remat", "--history"], "not allowed with argument"),
+        (["--out", "file"], "--out file: File exists"),
+        (["--out", "file/folder"], "--out file/folder: Not a directory"),
+        (["--page"], "results/hardware: no results there; python -m ttm_jax.benchmark writes them"),
+        (["--page", "--out", "cut"], "not valid JSON; remove it to measure anew"),
+        (["--page", "--out", "other"], "no result of this command"),
+    ],
+)
+def test_mistakes_are_one_line(run, tmp_path, arguments, message):
+    spoil(tmp_path / "file", "")
+    spoil(tmp_path / "cut/a.json", '{"name": ')
+    spoil(tmp_path / "other/a.json", "[]")
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [(None, "No such file or directory"), ("no marks", "it needs the line"), ("{end}{begin}", "it needs")],
+)
+def test_a_page_without_markers_is_left_alone(run, tmp_path, text, message):
+    run("--remat")
+    if text is not None:
+        text = text.format(begin=page.BEGIN, end=page.END)
+        (tmp_path / "p.md").write_text(text)
+    code, _, err = run("--page", "p.md")
+    assert code == 2
+    assert message in err
+    assert text is None or (tmp_path / "p.md").read_text() == text
+
+
+def test_a_spoilt_file_is_found_before_anything_is_measured(run, tmp_path, monkeypatch):
+    run("--remat", "--out", "r")
+    (path,) = (tmp_path / "r").iterdir()
+    path.write_text("{")
+    monkeypatch.setattr(benchmark.SECTIONS["remat"], "measure", lambda *a: pytest.fail("measured"))
+    code, _, err = run("--remat", "--out", "r")
+    assert code == 2
+    assert f"r/{path.name}: not valid JSON" in err
+
+
+def test_an_interrupt_ends_it_at_once(tmp_path):
+    """While the main thread compiles, and so does not hear of it."""
+    command = [sys.executable, "-m", "ttm_jax.benchmark", "--quick", "--against-unrolled", "--out", str(tmp_path)]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as process:
+        first = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert first == "1/4  initialising: 6 steps of 16 tokens\n"
+    assert rest == "python -m ttm_jax.benchmark: error: stopped; what was not finished is not written\n"
+    assert process.returncode == 130
+    assert not list(tmp_path.iterdir())
+
+
+def test_progress_is_told_on_stderr_where_it_is_no_terminal(capsys):
+    with show_progress() as progress:
+        progress.plan(2)
+        progress.step("compiling")
+        progress.step("timing")  # less than ten seconds later
+    assert capsys.readouterr() == ("", "1/2  compiling\n")
+
+
+def test_two_devices_side_by_side(result):
+    gpu = json.loads(json.dumps(result))
+    gpu |= {"name": "NVIDIA X", "device": {**result["device"], "kind": "NVIDIA X", "platform": "gpu"}}
+    for row in [*gpu["operations"]["rows"], *gpu["batch_sizes"]["rows"]]:
+        row["median_s"] /= 10
+    for row in gpu["batch_sizes"]["rows"]:
+        row["examples_per_s"] *= 10
+    text = page.render([result, gpu], Path("r"))
+    assert "Train on **NVIDIA X**." in text
+    assert f"10x as many as {result['name']}" in text
+    assert f"{result['name']}: 0.1x the throughput." in text
+    assert "A batch of 2: 50 % of the throughput" in text
+    assert "(a power of two) that fits" in text
+    assert "**A GPU**: not measured" not in text
+    row = re.search(r"\| matrix product \| (.*) \| (.*) \| (.*) \|", text)
+    assert row[3] == "10x"
+
+
+# The committed page and results.
+
+
+@of_a_machine
+def test_the_page_and_the_results_agree(tmp_path):
+    """To mend it: python -m ttm_jax.benchmark --page"""
+    shutil.copytree(RESULTS, tmp_path / "results/hardware")
+    copy = tmp_path / "hardware_choice.md"
+    shutil.copy(PAGE, copy)
+    page.regenerate(copy, tmp_path / "results/hardware", load_results(RESULTS))
+    assert copy.read_text(encoding="utf-8") == PAGE.read_text(encoding="utf-8")
+
+
+@of_a_machine
+def test_the_numbers_of_the_page_are_those_of_the_results():
+    """Read off the page without the code that wrote it: the median and the rate of every operation."""
+    text = PAGE.read_text(encoding="utf-8")
+    prefixes = {"n": 1e-9, "µ": 1e-6, "m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+    def number(cell):
+        found = re.fullmatch(r"([\d.,]+) ([nµmkMGT]?)(s|FLOP/s)", cell)
+        return float(found[1].replace(",", "")) * prefixes[found[2]]
+
+    for result in load_results(RESULTS):
+        part = text[text.index(f"\n## {result['name']}\n") :]
+        for row in result["operations"]["rows"]:
+            label = ", ".join(filter(None, (row["name"], row["size"])))
+            lines = [line.split(" | ") for line in part.splitlines() if line.startswith(f"| {label} |")]
+            assert number(lines[0][1]) == pytest.approx(row["median_s"], rel=0.006)
+            if row["flops"]:
+                assert number(lines[1][1]) == pytest.approx(row["flops_per_s"], rel=0.006)
+
+
+@of_a_machine
+def test_the_committed_results_are_whole_and_say_where_they_come_from():
+    for result in load_results(RESULTS):
+        assert [key for key in result if key in SECTIONS] == list(SECTIONS)
+        for key in SECTIONS:
+            assert result[key]["provenance"]["command"].startswith("python -m ttm_jax.benchmark")
+        assert (RESULTS / f"{next(RESULTS.glob('*.json')).stem}-history.png").exists()

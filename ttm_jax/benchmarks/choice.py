@@ -1,0 +1,95 @@
+"""Which device to train on, and the reasons: all of it follows from the results."""
+
+from typing import Any
+
+from ttm_jax.benchmarks import batch_sizes, history
+from ttm_jax.benchmarks.report import NOT_MEASURED, peak, percent, times
+
+PLATFORMS = {"cpu": "A processor", "gpu": "A GPU", "tpu": "A TPU"}
+
+
+def choice(results: list[dict[str, Any]]) -> str:
+    """The device with the highest training throughput; speed, memory, batch, history, fall-backs."""
+    measured = [result for result in results if "batch_sizes" in result]
+    if measured:
+        best = max(measured, key=_throughput)
+        chosen = "Train on" if len(measured) > 1 else "The only device measured so far:"
+        lines = [
+            f"{chosen} **{best['name']}**.",
+            "",
+            f"- **Speed.** {_speed(best, measured)}",
+            f"- **Memory and batch.** {' '.join(batch_sizes.notes(best['batch_sizes']))}",
+            f"- **Long histories.** {_history(best)}",
+            f"- **Fall-backs**, where memory is short. {_fall_backs(best, measured)}",
+        ]
+    else:
+        lines = [f"Training: {NOT_MEASURED} on any device.", ""]
+    present = {result["device"]["platform"] for result in results}
+    missing = [name for platform, name in PLATFORMS.items() if platform not in present]
+    return "\n".join([*lines, *(f"- **{name}**: {NOT_MEASURED}." for name in missing)])
+
+
+def _throughput(result: dict[str, Any]) -> float:
+    return _best_row(result)["examples_per_s"]
+
+
+def _best_row(result: dict[str, Any]) -> dict[str, Any]:
+    section = result["batch_sizes"]
+    return next(row for row in section["rows"] if row["batch_size"] == section["best"])
+
+
+def _speed(best: dict[str, Any], measured: list[dict[str, Any]]) -> str:
+    row, section = _best_row(best), best["batch_sizes"]
+    text = (
+        f"It trains the multiplier (M={section['memory_size']}) on {row['examples_per_s']:,.0f} examples/s, at "
+        f"{percent(row['flops_fraction'])} of the FLOP/s of a large product."
+    )
+    others = [
+        f"{times(_throughput(best) / _throughput(other))} as many as {other['name']}"
+        for other in measured
+        if other is not best
+    ]
+    return f"{text} That is {', '.join(others)}." if others else text
+
+
+def _history(best: dict[str, Any]) -> str:
+    if "history" not in best:
+        return f"{NOT_MEASURED.capitalize()}."
+    return " ".join(history.notes(best["history"])[:2])
+
+
+def _fall_backs(best: dict[str, Any], measured: list[dict[str, Any]]) -> str:
+    """What to give up first where memory is short, with what it costs."""
+    others = [other for other in measured if other is not best]
+    parts = [_smaller_batch(best), _less_kept(best)]
+    if others:
+        other = max(others, key=_throughput)
+        parts.append(f"{other['name']}: {times(_throughput(other) / _throughput(best))} the throughput.")
+    else:
+        parts.append(f"Another device: {NOT_MEASURED}.")
+    return " ".join(filter(None, parts))
+
+
+def _smaller_batch(best: dict[str, Any]) -> str | None:
+    row = _best_row(best)
+    smaller = [other for other in best["batch_sizes"]["rows"] if other["batch_size"] < row["batch_size"]]
+    if not smaller:
+        return None
+    other = smaller[-1]
+    share = percent(other["examples_per_s"] / row["examples_per_s"])
+    return f"A batch of {other['batch_size']}: {share} of the throughput, {peak(other['memory'])}."
+
+
+def _less_kept(best: dict[str, Any]) -> str | None:
+    """What the policy that keeps nothing saves and costs."""
+    if "remat" not in best:
+        return f'`remat="full"`: {NOT_MEASURED}.'
+    policies = {row["policy"]: row for row in best["remat"]["rows"]}
+    default, full = policies[best["remat"]["default"]], policies["full"]
+    memory = None
+    if default["memory"] and full["memory"]:
+        memory = full["memory"]["temporary"] / default["memory"]["temporary"]
+    time = full["median_s"] / default["median_s"]
+    return (
+        f'`remat="full"`, which keeps nothing of a step: {times(memory)} the temporary memory, {times(time)} the time.'
+    )

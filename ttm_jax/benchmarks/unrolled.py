@@ -1,0 +1,153 @@
+"""The same arithmetic as one `lax.scan` over the steps, and unrolled in Python as the original has it.
+
+Both are `compat="scenic"`: the same parameters, the same step, the same loss and optimiser; only the loop differs, and
+that the scan recomputes each step in the backward pass.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ttm_jax.benchmarks.progress import Progress
+from ttm_jax.benchmarks.report import Table, median, quartiles, scaled, times
+from ttm_jax.benchmarks.workload import normal, random_variables, too_large
+from ttm_jax.cost import machine_train_step
+from ttm_jax.machine import TokenTuringMachine, TokenTuringMachineStep
+from ttm_jax.program import Program
+from ttm_jax.timing import affordable_calls, spread, time_interleaved
+
+SCAN, UNROLLED = "scan", "unrolled"
+LABELS = {"compile": "compile", "step": "train step", "temporary": "temporary memory"}
+WANTED = {"steps": 32, "num_tokens": 16, "compile": 10.0, "step": 1.5, "temporary": 10.0}
+
+
+@dataclass(frozen=True)
+class Case:
+    """T steps of N tokens, B sequences at a time."""
+
+    steps: int
+    num_tokens: int
+    batch_size: int
+
+
+CASES = tuple(Case(steps, N, B) for N, B in ((16, 16), (3136, 1)) for steps in (6, 32, 128))
+QUICK_CASES = (Case(6, 16, 16),)
+
+
+class Unrolled:
+    """The machine's `apply` with a Python loop over the steps, from zeros, as the original's encoder."""
+
+    def __init__(self, machine: TokenTuringMachine):
+        fields = TokenTuringMachineStep.__dataclass_fields__.keys() - {"parent", "name"}
+        self._step = TokenTuringMachineStep(**{name: getattr(machine, name) for name in fields})
+        self._memory_size = machine.memory_size
+
+    def apply(self, variables: Any, tokens_BxTxNxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Outputs [B, T, R, D] and the last memory [B, M, D], with the scanned machine's own variables."""
+        B, T, _, D = tokens_BxTxNxD.shape
+        memory_BxMxD, outputs = jnp.zeros((B, self._memory_size, D)), []
+        for t in range(T):
+            memory_BxMxD, output_BxRxD = self._step.apply(
+                {"params": variables["params"]["step"]}, memory_BxMxD, tokens_BxTxNxD[:, t]
+            )
+            outputs.append(output_BxRxD)
+        return jnp.stack(outputs, axis=1), memory_BxMxD
+
+
+def measure(
+    device: jax.Device,
+    quick: bool,
+    progress: Progress,
+    cases: Sequence[Case] | None = None,
+    machine: TokenTuringMachine | None = None,
+    width: int = 128,
+    budget_s: float | None = None,
+) -> dict[str, Any]:
+    """Compile time, train step (gradient and Adam) and temporary memory of both, in turns, for each case."""
+    cases = (QUICK_CASES if quick else CASES) if cases is None else cases
+    machine = TokenTuringMachine(compat="scenic", remat=True) if machine is None else machine
+    budget_s = (2.0 if quick else 15.0) if budget_s is None else budget_s
+    progress.plan(4 * len(cases))
+    with jax.default_device(device):
+        rows = [_row(case, machine, width, device, progress, budget_s) for case in cases]
+    return {"width": width, "remat": machine.remat, "wanted": WANTED, "rows": rows}
+
+
+def _row(
+    case: Case, machine: TokenTuringMachine, width: int, device: jax.Device, progress: Progress, budget_s: float
+) -> dict[str, Any]:
+    what = f"{case.steps} steps of {case.num_tokens} tokens"
+    progress.step(f"initialising: {what}")
+    optimizer = optax.adam(1e-3)
+    shape = case.batch_size, case.steps, case.num_tokens, width
+    tokens_BxTxNxD = normal(*shape)
+    variables = random_variables(machine, tokens_BxTxNxD)
+    row: dict[str, Any] = vars(case).copy()
+    functions: dict[str, Callable[[], Any]] = {}
+    for name, form in ((SCAN, machine), (UNROLLED, Unrolled(machine))):
+        progress.step(f"compiling: {name}, {what}")
+        state = jax.tree.map(jnp.copy, (variables, jax.jit(optimizer.init)(variables)))
+        program = Program(machine_train_step(form, optimizer), state, tokens_BxTxNxD, carries=True)
+        row[name] = {"compile_s": program.compile_s, "memory": program.memory_dict()}
+        if reason := too_large(program, device):
+            row[name]["skipped"] = reason
+            continue
+        functions[name] = program.bind(state, tokens_BxTxNxD)
+    progress.step(f"timing: {what}")
+    if functions:
+        calls = min(affordable_calls(function, budget_s, most=100) for function in functions.values())
+        for name, seconds in time_interleaved(functions, calls).items():
+            row[name].update(spread(seconds))
+    return {**row, "ratios": ratios(row[SCAN], row[UNROLLED])}
+
+
+def ratios(scan: dict[str, Any], unrolled: dict[str, Any]) -> dict[str, float | None]:
+    """How many times as much the unrolled form takes; None for what is not known."""
+
+    def ratio(of: Callable[[dict[str, Any]], float | None]) -> float | None:
+        ours, theirs = of(scan), of(unrolled)
+        return None if ours is None or theirs is None else theirs / ours
+
+    return {
+        "compile": ratio(lambda form: form["compile_s"]),
+        "step": ratio(lambda form: form.get("median_s")),
+        "temporary": ratio(lambda form: None if form["memory"] is None else form["memory"]["temporary"]),
+    }
+
+
+def tables(section: dict[str, Any]) -> list[Table]:
+    """Both forms in a row each, then how many times as much the unrolled one takes."""
+    headings = ["steps x tokens, batch", "form", "compile", "train step", "quartiles", "temporary memory"]
+    rows, compared = [], []
+    for row in section["rows"]:
+        size = f"{row['steps']} x {row['num_tokens']:,}, {row['batch_size']}"
+        for name in (SCAN, UNROLLED):
+            form, memory = row[name], row[name]["memory"]
+            step = ["not run", "-"] if "skipped" in form else [median(form), quartiles(form)]
+            temporary = scaled(None if memory is None else memory["temporary"], "B")
+            rows.append([size, name, scaled(form["compile_s"], "s"), *step, temporary])
+        compared.append([size, *(times(row["ratios"][name]) for name in LABELS)])
+    return [
+        Table('the same arithmetic (compat="scenic"), scanned and unrolled', headings, rows),
+        Table("unrolled / scan", [headings[0], *LABELS.values()], compared),
+    ]
+
+
+def notes(section: dict[str, Any]) -> list[str]:
+    """The ratios beside what is wanted of them on two CPU cores."""
+    wanted = section["wanted"]
+    where = f"{wanted['steps']} steps of {wanted['num_tokens']} tokens"
+    for row in section["rows"]:
+        if (row["steps"], row["num_tokens"]) == (wanted["steps"], wanted["num_tokens"]):
+            found = ", ".join(_verdict(label, row["ratios"][name], wanted[name]) for name, label in LABELS.items())
+            return [f"Unrolled / scan at {where}: {found}."]
+    return [f"At {where}, for which ratios are wanted, nothing was measured."]
+
+
+def _verdict(label: str, ratio: float | None, wanted: float) -> str:
+    met = "" if ratio is None else ", met" if ratio >= wanted else ", not met"
+    return f"{label} {times(ratio)} (wanted on two CPU cores: {times(wanted)}{met})"
