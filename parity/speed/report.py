@@ -82,7 +82,7 @@ def readme_table(result: dict[str, Any]) -> str:
     for name, words in README_ROWS.items():
         case = by_name.get(name)
         best = best_torch(case) if case else None
-        if case is None or best is None or "ms" not in case["variants"][JAX]:
+        if case is None or best is None or "ms" not in case["variants"].get(JAX, {}):
             rows.append([words, "not measured", "", ""])
             continue
         cells = case["variants"]
@@ -187,7 +187,8 @@ of the best PyTorch variant by that of JAX in the same round: above 1, JAX is fa
   eagerly in PyTorch (Adam of a machine alone: fused); inference is under `torch.inference_mode()`. Nothing is
   recomputed.
 - Every process keeps the memory that it frees (`ttm_jax.allocator`), as training does.
-- bfloat16: computation alone, by JAX's `dtype` and PyTorch's autocast; parameters are float32.
+- bfloat16: computation alone, by JAX's `dtype` and PyTorch's autocast; parameters are float32. On CUDA float32 products
+  are TF32 in both.
 - Processes that wait use {_percent(max(idle, default=None))} of a core at most (median of a case).
 
 ![times by those of JAX]({result["backend"]}.png)"""

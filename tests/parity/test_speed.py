@@ -13,7 +13,7 @@ from parity.speed import __main__ as command
 from parity.speed import cases as speed_cases
 from parity.speed import jax_side, torch_side
 from parity.speed.cases import EAGER, JAX, UNROLLED, VARIANTS, Case, Machine, all_cases, digest, write_weights
-from parity.speed.measure import TOLERANCES, Limits, Refused, check_agreement, measure, not_tried, plan, summarize
+from parity.speed.measure import Limits, Refused, check_agreement, measure, not_tried, plan, summarize, tolerance
 from parity.speed.report import README_ROWS, markdown, put_in_readme, readme_table
 from parity.speed.worker import as_array
 
@@ -216,7 +216,7 @@ def test_a_wrong_rate_is_noticed(tiny_machine, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.optim, "Adam", lambda parameters, lr, fused: adam(parameters, lr=2 * lr, fused=fused))
     wrong = three_calls(torch_side.build(case, EAGER, tmp_path))
     with pytest.raises(Refused):
-        check_agreement({JAX: right, EAGER: wrong}, TOLERANCES["float32"])
+        check_agreement({JAX: right, EAGER: wrong}, tolerance("float32", "cpu"))
 
 
 def test_processes_of_both_frameworks_agree(tiny):
