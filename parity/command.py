@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -102,7 +102,7 @@ def _parser() -> Parser:
 
 
 @contextmanager
-def _pool() -> Iterator[ThreadPoolExecutor]:
+def _pool() -> Generator[ThreadPoolExecutor, None, None]:
     """Threads: one case is traced while another is compiled. An error or Ctrl-C drops what has not begun."""
     pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
     try:
@@ -112,7 +112,7 @@ def _pool() -> Iterator[ThreadPoolExecutor]:
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[], None]]:
+def _progress(total: int) -> Generator[Callable[[], None], None, None]:
     """What counts a case on stderr: a bar on a terminal, else a line now and then."""
     if sys.stderr.isatty():
         columns = TextColumn("comparing"), BarColumn(), MofNCompleteColumn(), TextColumn("cases"), TimeElapsedColumn()

@@ -109,4 +109,4 @@ def _difference(name: str, a: np.ndarray, b: np.ndarray, largest: float) -> Diff
 
 
 def _is_float(array: np.ndarray) -> bool:
-    return bool(jnp.issubdtype(array.dtype, jnp.floating))
+    return jnp.issubdtype(array.dtype, jnp.floating)

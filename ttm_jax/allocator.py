@@ -1,4 +1,4 @@
-"""How the process keeps memory that the CPU backend has freed."""
+"""How the process keeps memory that the CPU backend has freed, and how it gives it back."""
 
 import ctypes
 import platform
@@ -23,3 +23,9 @@ def keep_freed_memory() -> bool:
     mallopt = ctypes.CDLL(None).mallopt
     done = [mallopt(option, _UNLIMITED) == 1 for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)]
     return all(done)
+
+
+def release_freed_memory() -> None:
+    """Returns to the system what malloc keeps of freed memory; does nothing where the C library is not glibc."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

@@ -16,6 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
+from ttm_jax.allocator import keep_freed_memory
 from ttm_jax.benchmarks.figures import draw_history, history_figure
 from ttm_jax.benchmarks.page import caches, known, regenerate
 from ttm_jax.benchmarks.progress import show_progress
@@ -110,6 +111,7 @@ def _interruptible(parser: Parser) -> Generator[None, None, None]:
 def _measure(args: argparse.Namespace) -> int:
     """Measures one thing on each device, shows it, and writes it unless the run is quick and names no folder."""
     folder = args.out or (None if args.quick else OUT)
+    keep_freed_memory()  # as training does
     devices = devices_present()
     heads = [describe(device) for device in devices]
     if folder:

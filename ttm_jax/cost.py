@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ttm_jax.allocator import release_freed_memory
 from ttm_jax.config import Config
 from ttm_jax.flops import Machine, forward_flops, head_cost
 from ttm_jax.multiplier import TTMModel, make_machine
@@ -52,8 +53,7 @@ def measure_memory(
         model: the multiplier, or a machine.
         input_shape: [B, S] of a multiplier, 128 problems where None; [B, T, N, D] of a machine.
         source: "program": what the compiler planned, the same on every run. "device": what the device had in use at
-            most while a step ran, more than before; by its allocator, or on a Linux processor by the resident set,
-            which misses what earlier work in this process left for reuse.
+            most while a step ran, more than before; by its allocator, or on a Linux processor by the resident set.
 
     Raises:
         ValueError: if the shape is not the model's, or there is no such source.
@@ -138,6 +138,7 @@ def device_memory_taken(run: Callable[[], Any]) -> int | None:
     """
     device = _default_device()
     gc.collect()
+    release_freed_memory()
     if before := device.memory_stats():
         run()
         peak = device.memory_stats()["peak_bytes_in_use"]

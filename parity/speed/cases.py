@@ -22,10 +22,13 @@ CONFIGS = ("quick", "multiplication")
 CONFIG_BATCH = 64
 
 # Which implementation a worker times.
-JAX, UNROLLED = "jax", "jax-unrolled"
+JAX = "jax"
+# The same without recomputing in the backward pass, and with the steps in a Python loop, without and with it.
+PLAIN, UNROLLED, UNROLLED_REMAT = OTHER_FORMS = "jax-plain", "jax-unrolled", "jax-unrolled-remat"
 EAGER, COMPILE, COMPILE_STEP, AUTOTUNE = "torch-eager", "torch-compile", "torch-compile-step", "torch-autotune"
 VARIANTS = (JAX, EAGER, COMPILE, COMPILE_STEP)
-ALL_VARIANTS = (*VARIANTS, AUTOTUNE, UNROLLED)
+ONE_STEP_VARIANTS = (JAX, EAGER, COMPILE)  # where the whole pass is one step
+ALL_VARIANTS = (*VARIANTS, AUTOTUNE, *OTHER_FORMS)
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Machine:
     memory_size: int = 96
     process_size: int = 16
     num_layers: int = 4
+    read: str = "mlp"
+    write: str = "mlp"
+    processing: str = "transformer"
+    positions: bool = True
 
     def options(self) -> dict[str, Any]:
         """What both twins' machines take as arguments; width and number of tokens JAX sees in its inputs."""
@@ -116,9 +123,8 @@ class Case:
         if self.size in MACHINES:
             return MACHINES[self.size]
         c = load_config(find_config(self.size)).model
-        return Machine(
-            self.batch_size, c.width, c.seq_len, c.mlp_dim, c.num_heads, c.memory_size, c.process_size, c.num_layers
-        )
+        as_configured = {field.name for field in dataclasses.fields(Machine)} & vars(c).keys()
+        return Machine(self.batch_size, num_tokens=c.seq_len, **{name: getattr(c, name) for name in as_configured})
 
     def batch(self) -> dict[str, np.ndarray]:
         """The batch, always the same: "inputs", "targets", "carries" for a multiplier, else "tokens" [B, T, N, D]."""
@@ -161,14 +167,16 @@ def _cases() -> Iterator[Case]:
             steps = _problems(size).num_steps()
             yield Case(size, steps, dtype, "train")
             yield Case(size, steps, dtype, "forward")
-            yield Case(size, 1, dtype, "stream")
+            yield Case(size, 1, dtype, "stream", ONE_STEP_VARIANTS)
         if dtype == "float32":
-            yield Case("small-16", 64, dtype, "train", (*VARIANTS, UNROLLED))
+            yield Case("small-16", 64, dtype, "train", (JAX, *OTHER_FORMS, EAGER, COMPILE_STEP))
+        # Compiling many steps as a whole takes minutes: float32 shows what comes of it.
+        many = VARIANTS if dtype == "float32" else (JAX, EAGER, COMPILE_STEP)
         for size in ("paper-16", "paper-3136"):
-            for steps in (1, 8, 64):
-                yield Case(size, steps, dtype, "train")
-                yield Case(size, steps, dtype, "forward")
-            yield Case(size, 1, dtype, "stream")
+            for steps, variants in ((1, ONE_STEP_VARIANTS), (8, many), (64, many)):
+                yield Case(size, steps, dtype, "train", variants)
+                yield Case(size, steps, dtype, "forward", variants)
+            yield Case(size, 1, dtype, "stream", ONE_STEP_VARIANTS)
 
 
 def write_weights(case: Case, folder: Path) -> None:

@@ -10,9 +10,10 @@ import optax
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
-from parity.speed.cases import UNROLLED, Case
+from parity.speed.cases import JAX, UNROLLED, UNROLLED_REMAT, Case
+from ttm_jax.benchmarks.unrolled import Unrolled
 from ttm_jax.config import Config
-from ttm_jax.machine import TokenTuringMachine, TokenTuringMachineStep
+from ttm_jax.machine import TokenTuringMachine
 from ttm_jax.multiplier import TTMModel
 from ttm_jax.state import create_state, train_step
 from ttm_jax.vocab import PAD_TOKEN
@@ -39,32 +40,15 @@ def build(case: Case, variant: str, folder: Path) -> Call:
         if case.kind == "train":
             return _train_multiplier(case.config, params, batch)
         return _multiply(TTMModel(case.config.model), params, batch["inputs"], case.steps)
-    apply = _unrolled(case) if variant == UNROLLED else _scanned(case)
+    apply = _apply(case, variant)
     return {"train": _train, "forward": _forward, "stream": _stream}[case.kind](apply, params, batch["tokens"])
 
 
-def _scanned(case: Case) -> Apply:
-    """The machine as it is, rematerialised by its default policy in training."""
-    remat = case.kind == "train"
-    return TokenTuringMachine(**case.machine.options(), dtype=jnp.dtype(case.dtype), remat=remat).apply
-
-
-def _unrolled(case: Case) -> Apply:
-    """The same steps in a Python loop, each traced and compiled anew, as the original has it."""
-    step = TokenTuringMachineStep(**case.machine.options(), dtype=jnp.dtype(case.dtype))
-    apply_step: Apply = step.apply
-
-    def apply(variables: Any, tokens_BxTxNxD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        params = variables["params"]
-        B, T, _, D = tokens_BxTxNxD.shape
-        memory_BxMxD = jnp.broadcast_to(params["initial_memory"], (B, step.memory_size, D))
-        outputs = []
-        for t in range(T):
-            memory_BxMxD, output_BxRxD = apply_step({"params": params["step"]}, memory_BxMxD, tokens_BxTxNxD[:, t])
-            outputs.append(output_BxRxD)
-        return jnp.stack(outputs, axis=1), memory_BxMxD
-
-    return apply
+def _apply(case: Case, variant: str) -> Apply:
+    """The machine in one of the JAX forms; as users train it, it recomputes by the default policy."""
+    remat = case.kind == "train" and variant in (JAX, UNROLLED_REMAT)
+    machine = TokenTuringMachine(**case.machine.options(), dtype=jnp.dtype(case.dtype), remat=remat)
+    return Unrolled(machine, remat).apply if variant in (UNROLLED, UNROLLED_REMAT) else machine.apply
 
 
 def _train_multiplier(config: Config, params: Any, batch: dict[str, jax.Array]) -> Call:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from parity.speed.cases import AUTOTUNE, COMPILE, COMPILE_STEP, EAGER, JAX, UNROLLED
+from parity.speed.cases import AUTOTUNE, COMPILE, COMPILE_STEP, EAGER, JAX, OTHER_FORMS, PLAIN, UNROLLED, UNROLLED_REMAT
 
 LABELS = {
     JAX: "JAX",
@@ -12,7 +12,9 @@ LABELS = {
     COMPILE: "compile",
     COMPILE_STEP: "compile step",
     AUTOTUNE: "compile, max-autotune",
-    UNROLLED: "JAX unrolled",
+    PLAIN: "JAX, no remat",
+    UNROLLED: "JAX unrolled, no remat",
+    UNROLLED_REMAT: "JAX unrolled, remat",
 }
 KINDS = {"train": "Training step", "forward": "Inference", "stream": "Streaming: one step of one example"}
 MARKERS = "<!-- speed -->", "<!-- /speed -->"
@@ -66,7 +68,7 @@ def markdown(result: dict[str, Any]) -> str:
             _cells_table(chosen, _peak, notes),
         ]
     if unrolled := [case for case in cases if UNROLLED in case["variants"]]:
-        parts += ["## The steps under one scan, and unrolled in Python", *map(_unrolled_table, unrolled)]
+        parts += ["## The steps under one scan, and unrolled in Python", *map(_forms_table, unrolled)]
     if refused := [case for case in result["cases"] if "refused" in case]:
         parts += ["## Refused", "\n".join(f"- {case['name']}: {case['refused']}" for case in refused)]
     parts += ["## Where JAX is not the faster", _losses(cases) if cases else "Nothing is measured yet."]
@@ -82,14 +84,29 @@ def readme_table(result: dict[str, Any]) -> str:
     for name, words in README_ROWS.items():
         case = by_name.get(name)
         best = best_torch(case) if case else None
-        if case is None or best is None or "ms" not in case["variants"][JAX]:
+        if case is None or best is None or "ms" not in case["variants"].get(JAX, {}):
             rows.append([words, "not measured", "", ""])
             continue
         cells = case["variants"]
         torch = f"{_median(cells[best])} ({LABELS[best]})"
         rows.append([words, _median(cells[JAX]), torch, _ratio(cells[best])])
     table = _table(["float32", "JAX", "best PyTorch", "PyTorch / JAX"], rows)
-    return f"{table}\n\n{_origin(result)}"
+    unrolled = [_scan_against_unrolled(case) for case in result["cases"] if UNROLLED in case["variants"]]
+    return "\n\n".join([table, *filter(None, unrolled), _origin(result)])
+
+
+def _scan_against_unrolled(case: Case) -> str | None:
+    """One sentence: the scan beside the faster of the unrolled forms; None where either was not timed."""
+    cells = case["variants"]
+    timed = [cells[name] for name in (UNROLLED, UNROLLED_REMAT) if "ms" in cells.get(name, {})]
+    if not timed or "ms" not in cells[JAX]:
+        return None
+    scan, unrolled = cells[JAX], min(timed, key=lambda cell: cell["ms"]["median"])
+    return (
+        f"{case['steps']} steps of {case['size']} as one scan: {_first_call(scan)} s to the end of the first call, "
+        f"{_median(scan)} a training step; unrolled in Python, the faster of both ways: {_first_call(unrolled)} s and "
+        f"{_median(unrolled)}."
+    )
 
 
 def put_in_readme(text: str, result: dict[str, Any]) -> str:
@@ -187,7 +204,8 @@ of the best PyTorch variant by that of JAX in the same round: above 1, JAX is fa
   eagerly in PyTorch (Adam of a machine alone: fused); inference is under `torch.inference_mode()`. Nothing is
   recomputed.
 - Every process keeps the memory that it frees (`ttm_jax.allocator`), as training does.
-- bfloat16: computation alone, by JAX's `dtype` and PyTorch's autocast; parameters are float32.
+- bfloat16: computation alone, by JAX's `dtype` and PyTorch's autocast; parameters are float32. On CUDA float32 products
+  are TF32 in both.
 - Processes that wait use {_percent(max(idle, default=None))} of a core at most (median of a case).
 
 ![times by those of JAX]({result["backend"]}.png)"""
@@ -200,7 +218,7 @@ def _origin(result: dict[str, Any]) -> str:
 
 
 def _times_table(cases: Sequence[Case], notes: list[str]) -> str:
-    shown = [name for name in LABELS if any(name in case["variants"] for case in cases) and name != UNROLLED]
+    shown = [name for name in LABELS if any(name in case["variants"] for case in cases) and name not in OTHER_FORMS]
     rows = []
     for case in cases:
         cells = case["variants"]
@@ -211,7 +229,7 @@ def _times_table(cases: Sequence[Case], notes: list[str]) -> str:
 
 
 def _cells_table(cases: Sequence[Case], figure: Callable[[Cell], str | None], notes: list[str]) -> str:
-    shown = [name for name in LABELS if any(name in case["variants"] for case in cases)]
+    shown = [name for name in LABELS if any(name in case["variants"] for case in cases) and name not in OTHER_FORMS]
     rows = []
     for case in cases:
         figures = []
@@ -222,14 +240,17 @@ def _cells_table(cases: Sequence[Case], figure: Callable[[Cell], str | None], no
     return _table(["what", *_KEYS, *(LABELS[name] for name in shown)], rows)
 
 
-def _unrolled_table(case: Case) -> str:
+def _forms_table(case: Case) -> str:
+    """The forms of the same steps in JAX, each with and without recomputing in the backward pass."""
     rows = []
-    for name in (JAX, UNROLLED):
-        cell = case["variants"][name]
-        first, peak = _first_call(cell) or cell["failed"], _peak(cell) or "-"
-        rows.append([LABELS[name], first, _spread(cell["ms"]) if "ms" in cell else "-", peak])
-    table = _table(["", "first call, s", "training step, ms", "largest memory, MB"], rows)
-    return f"{_what(case)}, batch {case['batch_size']}.\n\n{table}"
+    for name in (JAX, *OTHER_FORMS):
+        if cell := case["variants"].get(name):
+            label = "JAX, scan, remat" if name == JAX else "JAX, scan, no remat" if name == PLAIN else LABELS[name]
+            first, peak = _first_call(cell) or cell["failed"], _peak(cell) or "-"
+            time = _spread(cell["ms"]) if "ms" in cell else "-"
+            rows.append([label, first, time, _ratio(cell) if name != JAX else "1", peak])
+    headings = ["", "first call, s", "training step, ms", "time / scan with remat", "largest memory, MB"]
+    return f"{_what(case)}, batch {case['batch_size']}.\n\n{_table(headings, rows)}"
 
 
 def _losses(cases: Sequence[Case]) -> str:

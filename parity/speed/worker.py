@@ -10,7 +10,7 @@ writes a JSON object a line, one when it is ready and one for each that it reads
 
 The first call traces, compiles and runs. "values" are digests of the results of the first three calls, "call_s" is the
 last one's time. Each answer also has "idle_s", "idle_cpu_s": how long the process waited for its command, and what
-it computed meanwhile; and "peak_mb".
+it computed meanwhile; and "peak_mb", None on CUDA.
 """
 
 import json
@@ -49,6 +49,8 @@ class Server:
             self.framework = torch_side
             torch.set_num_threads(self.threads)
             torch.set_default_device(device)
+            if device == "cuda":
+                torch.set_float32_matmul_precision("high")  # JAX's default
             torch_side.warm_up(variant)
 
     def hello(self) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def main() -> None:
     server = Server(variant, device)
     answer = server.hello()
     while True:
-        answers.write(json.dumps({**answer, "peak_mb": _peak_mb()}) + "\n")
+        answers.write(json.dumps({**answer, "peak_mb": _peak_mb() if device == "cpu" else None}) + "\n")
         wall, cpu = time.perf_counter(), time.process_time()
         line = sys.stdin.readline()
         idle = {"idle_s": time.perf_counter() - wall, "idle_cpu_s": time.process_time() - cpu}

@@ -21,7 +21,26 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 """
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+RESIDENT = """
+import re
+from pathlib import Path
+import numpy as np
+from ttm_jax.allocator import keep_freed_memory, release_freed_memory
+def resident():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+assert keep_freed_memory()
+before = resident()
+rows = [np.ones(2**17) for _ in range(100)]  # a megabyte each
+last = np.ones(2**17)  # no memory can be returned from below it but by asking
+del rows
+kept = resident()
+release_freed_memory()
+print(kept - before, resident() - before)
+"""
+of_glibc = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the settings are glibc's")
+
+
+@of_glibc
 def test_a_step_gets_the_pages_of_the_one_before():
     environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
 
@@ -30,3 +49,12 @@ def test_a_step_gets_the_pages_of_the_one_before():
         return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
     assert pages("keep") < pages("default") / 2  # not 1 / 40: the first calls still grow the heap
+
+
+@of_glibc
+@pytest.mark.skipif(sys.platform != "linux", reason="the resident set is Linux's")
+def test_what_is_kept_can_be_given_back():
+    result = subprocess.run([sys.executable, "-c", RESIDENT], capture_output=True, text=True, check=True)
+    kept, left = map(int, result.stdout.split())
+    assert kept > 90
+    assert left < 20

@@ -222,11 +222,16 @@ def test_what_was_not_run_is_said(sections):
     assert note not in history.notes(sections["history"])
 
 
-def test_unrolled_is_the_same_arithmetic(random_params, normal):
+@pytest.mark.parametrize("compat", [None, "scenic"])
+@pytest.mark.parametrize("remat", [False, True])
+def test_unrolled_is_the_same_arithmetic(random_params, normal, compat, remat):
+    machine = SCENIC.clone(compat=compat)
     tokens_BxTxNxD = normal(0, 2, 3, 4, 16)
-    variables = {"params": random_params(SCENIC, tokens_BxTxNxD)}
-    scanned = jax.jit(SCENIC.apply)(variables, tokens_BxTxNxD)
-    unrolled_ = jax.jit(unrolled.Unrolled(SCENIC).apply)(variables, tokens_BxTxNxD)
+    variables = {"params": random_params(machine, tokens_BxTxNxD)}
+    form = unrolled.Unrolled(machine, remat)
+    scanned = jax.jit(machine.apply)(variables, tokens_BxTxNxD)
+    unrolled_ = jax.jit(form.apply)(variables, tokens_BxTxNxD)
+    assert ("remat" in str(jax.make_jaxpr(form.apply)(variables, tokens_BxTxNxD))) == remat
     for ours, theirs in zip(scanned, unrolled_, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
 

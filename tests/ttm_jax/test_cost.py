@@ -78,7 +78,9 @@ def test_the_device_takes_about_what_was_planned():
     machine, shape = TokenTuringMachine(**CHEAP, mlp_dim=4096), (16, 24, 16, 64)
     planned = measure_memory(machine, shape)
     assert planned > 100
-    assert measure_memory(machine, shape, source="device") == pytest.approx(planned, rel=0.5)
+    first, second = (measure_memory(machine, shape, source="device") for _ in range(2))
+    assert first == pytest.approx(planned, rel=0.3)
+    assert second == pytest.approx(planned, rel=0.3), "what the first left for reuse is not in the way of the second"
 
 
 @pytest.mark.parametrize("shape", [None, (2, 3), (2, 0, 5, 16)])

@@ -16,7 +16,7 @@ from ttm_jax.benchmarks.progress import Progress
 from ttm_jax.benchmarks.report import Table, median, quartiles, scaled, times
 from ttm_jax.benchmarks.workload import normal, random_variables, too_large
 from ttm_jax.cost import machine_train_step
-from ttm_jax.machine import TokenTuringMachine, TokenTuringMachineStep
+from ttm_jax.machine import DEFAULT_REMAT, REMAT_POLICIES, TokenTuringMachine, TokenTuringMachineStep
 from ttm_jax.program import Program
 from ttm_jax.timing import affordable_calls, spread, time_interleaved
 
@@ -34,26 +34,33 @@ class Case:
     batch_size: int
 
 
-CASES = tuple(Case(steps, N, B) for N, B in ((16, 16), (3136, 1)) for steps in (6, 32, 128))
+CASES = tuple(Case(steps, N, B) for steps in (6, 32, 128) for N, B in ((16, 16), (3136, 1)))
 QUICK_CASES = (Case(6, 16, 16),)
 
 
 class Unrolled:
-    """The machine's `apply` with a Python loop over the steps, from zeros, as the original's encoder."""
+    """The machine's `apply` with a Python loop over the steps, as the original's encoder has it.
 
-    def __init__(self, machine: TokenTuringMachine):
+    Args:
+        machine: whose steps they are. Its `remat` is not looked at: the original recomputes nothing.
+        remat: recompute each step in the backward pass, by the machine's default policy.
+    """
+
+    def __init__(self, machine: TokenTuringMachine, remat: bool = False):
         fields = TokenTuringMachineStep.__dataclass_fields__.keys() - {"parent", "name"}
-        self._step = TokenTuringMachineStep(**{name: getattr(machine, name) for name in fields})
         self._memory_size = machine.memory_size
+        self._step: Callable[..., Any] = TokenTuringMachineStep(**{f: getattr(machine, f) for f in fields}).apply
+        if remat:
+            self._step = jax.checkpoint(self._step, policy=REMAT_POLICIES[DEFAULT_REMAT])
 
     def apply(self, variables: Any, tokens_BxTxNxD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Outputs [B, T, R, D] and the last memory [B, M, D], with the scanned machine's own variables."""
+        params = variables["params"]
         B, T, _, D = tokens_BxTxNxD.shape
-        memory_BxMxD, outputs = jnp.zeros((B, self._memory_size, D)), []
+        size = self._memory_size, D
+        memory_BxMxD, outputs = jnp.broadcast_to(params.get("initial_memory", jnp.zeros(size)), (B, *size)), []
         for t in range(T):
-            memory_BxMxD, output_BxRxD = self._step.apply(
-                {"params": variables["params"]["step"]}, memory_BxMxD, tokens_BxTxNxD[:, t]
-            )
+            memory_BxMxD, output_BxRxD = self._step({"params": params["step"]}, memory_BxMxD, tokens_BxTxNxD[:, t])
             outputs.append(output_BxRxD)
         return jnp.stack(outputs, axis=1), memory_BxMxD
 

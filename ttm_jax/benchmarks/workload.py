@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ttm_jax.allocator import release_freed_memory
 from ttm_jax.benchmarks.report import scaled
 from ttm_jax.config import Config
 from ttm_jax.cost import measure_flops
@@ -60,6 +61,7 @@ def training_flops(config: Config, batch_size: int, num_steps: int) -> int:
 
 def too_large(program: Program, device: jax.Device) -> str | None:
     """Why a program is not run: what it takes and what is free; None where it fits, or nothing is known."""
+    release_freed_memory()
     free = free_memory(device)
     if program.memory is None or free is None or program.memory.peak <= MOST_MEMORY * free:
         return None
