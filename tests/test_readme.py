@@ -3,12 +3,20 @@
 import importlib.util
 import json
 import re
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "hardware_choice.md",
+    *sorted(ROOT.glob("docs/*.md")),
+    *sorted(ROOT.glob("configs/*.toml")),
+]
 
 
 def test_the_table_is_that_of_the_results():
@@ -29,6 +37,24 @@ def test_the_marks_are_met_by_the_results():
         assert counts["correct"] / counts["total"] > mark
 
 
+def test_the_parity_table_is_that_of_the_results():
+    result = json.loads((ROOT / "results/parity.json").read_text())
+    found = {(row["case"], row["what"]): row for row in result["comparisons"]}
+    (block,) = (block for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) if block.startswith("case "))
+    _, *rows, dots, summary = block.splitlines()
+    assert (dots, summary) == ("...", result["summary"])
+    for line in rows:
+        case, what, difference, bound, ok = re.split(r"\s{2,}", line)
+        row = found[case, what]
+        sign, _, limit = bound.rpartition(" ")
+        assert difference == f"{row['difference']:.1e}", line
+        assert (sign, float(limit)) == (
+            ">" if row["must_be"] == "above" else "<=" if row["bound"] else "",
+            row["bound"],
+        )
+        assert ok == ("yes" if row["ok"] else "NO")
+
+
 def test_the_model_of_ones_own_runs():
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class Classifier" in block)
     names = {}
@@ -37,9 +63,28 @@ def test_the_model_of_ones_own_runs():
     assert names["memory"].shape == (2, 96, 128)
 
 
-@pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m ([\w.]+)", README))))
-def test_commands_exist(module):
-    assert importlib.util.find_spec(module) is not None
+def documented_flags():
+    """Of each command that is written in a page or a config: every flag that is shown with it."""
+    flags = {}
+    for path in PAGES:
+        text = path.read_text(encoding="utf-8").replace("\n#", "\n")
+        for module, arguments in re.findall(r"python -m ((?:ttm_jax|ttm_torch|parity)[\w.]*)([^`\n]*)", text):
+            flags.setdefault(module, set()).update(re.findall(r"(?<!\S)--[\w.-]*\w", arguments.partition("#")[0]))
+    return flags
+
+
+@pytest.mark.parametrize("module", documented_flags())
+def test_commands_have_the_flags_that_are_shown(module, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [module, "--help"])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_module(module, run_name="__main__")
+    assert exit_.value.code == 0
+    assert documented_flags()[module] <= set(re.findall(r"--[\w.-]*\w", capsys.readouterr().out))
+
+
+def test_the_other_commands_exist():
+    for module in set(re.findall(r"python -m (\w+)", README)):
+        assert importlib.util.find_spec(module) is not None, module
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)]+)\)", README))))

@@ -2,7 +2,9 @@
 
 import argparse
 import difflib
+import shutil
 import sys
+from pathlib import Path
 from typing import NoReturn
 
 
@@ -39,3 +41,11 @@ def positive_int(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
     return value
+
+
+def this_python() -> str:
+    """What starts this interpreter from here: "python" where the shell finds it by that name, else its path."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    executable, here = Path(sys.executable), Path.cwd()
+    return str(executable.relative_to(here) if executable.is_relative_to(here) else executable)

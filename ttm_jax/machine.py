@@ -16,7 +16,7 @@ from ttm_jax.processing import PROCESSING_UNITS, make_processor
 from ttm_jax.summarize import MLPSummarizer
 
 COMPATS = (None, "scenic")
-# What a rematerialised step keeps for the backward pass. "dots" is the measured default (results/remat.json).
+# What a rematerialised step keeps for the backward pass. `python -m ttm_jax.benchmark --remat` measured the default.
 REMAT_POLICIES = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -45,10 +45,13 @@ class _Options(nn.Module):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a positive int, got {value!r}")
-        if not 0.0 <= self.dropout_rate < 1.0:
+        if not isinstance(self.dropout_rate, int | float) or not 0.0 <= self.dropout_rate < 1.0:
             raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate!r}")
         _check_choice("processing", self.processing, PROCESSING_UNITS)
         _check_choice("compat", self.compat, COMPATS)
+        if self.dtype is not None:
+            _check_dtype("dtype", self.dtype)
+        _check_dtype("param_dtype", self.param_dtype)
         super().__post_init__()
 
     def _processor(self) -> nn.Module:
@@ -72,6 +75,7 @@ class _UnitOptions(_Options):
     def __post_init__(self) -> None:
         _check_choice("read", self.read, READS)
         _check_choice("write", self.write, WRITES)
+        _check_choice("positions", self.positions, (False, True))
         if self.compat == "scenic" and (self.read, self.write) not in _SCENIC_MODES:
             modes = ", ".join(f"{read}/{write}" for read, write in _SCENIC_MODES)
             raise ValueError(f"compat='scenic' has the read/write modes {modes}; got {self.read}/{self.write}")
@@ -136,6 +140,7 @@ class _Machine(nn.Module):
     remat: bool | str = False
 
     def __post_init__(self) -> None:
+        _check_choice("learned_memory", self.learned_memory, (False, True))
         _check_choice("remat", self.remat, (False, True, *REMAT_POLICIES))
         super().__post_init__()
 
@@ -242,3 +247,12 @@ def _compute_dtype(module: Any, x: jax.Array) -> Any:
 def _check_choice(name: str, value: Any, choices: tuple) -> None:
     if (type(value), value) not in [(type(choice), choice) for choice in choices]:  # 1 == True
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+
+
+def _check_dtype(name: str, value: Any) -> None:
+    try:
+        is_float = value is not None and jnp.issubdtype(jnp.dtype(value), jnp.floating)
+    except TypeError:
+        is_float = False
+    if not is_float:
+        raise ValueError(f"{name} must be a floating-point type such as jnp.float32, got {value!r}")

@@ -1,6 +1,7 @@
 """The command that trains, the same for both twins: its flags, the config that they ask for, Ctrl-C, what it prints."""
 
 import argparse
+import json
 import shlex
 import signal
 import sys
@@ -9,8 +10,18 @@ from pathlib import Path
 
 from ttm_jax.allocator import keep_freed_memory
 from ttm_jax.checkpoint_files import CheckpointError
-from ttm_jax.cli import Parser, fail
-from ttm_jax.config import Config, ConfigError, config_keys, describe, find_config, flag_of, load_config, override
+from ttm_jax.cli import Parser, fail, this_python
+from ttm_jax.config import (
+    Config,
+    ConfigError,
+    config_keys,
+    config_to_dict,
+    describe,
+    find_config,
+    flag_of,
+    load_config,
+    override,
+)
 from ttm_jax.display import make_display
 from ttm_jax.loop import NonFiniteLoss, TrainingLoop
 from ttm_jax.run_folder import RunFolder
@@ -48,9 +59,15 @@ def make_training_parser(package: str, run_name: str = "{name}") -> Parser:
     default = run_name.format(name="NAME")
     parser.add_argument("--workdir", help=f"the run folder (default: runs/{default} of the config)")
     parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint of the run folder")
-    keys = parser.add_argument_group("config", "override a key of the config")
+    keys = parser.add_argument_group(
+        "config", f"override a key of the config; its value in {DEFAULT_CONFIG} is in brackets"
+    )
+    values = config_to_dict(load_config(find_config(DEFAULT_CONFIG)))
     for key, hint in config_keys().items():
-        keys.add_argument(flag_of(key), dest=key, metavar="VALUE", default=argparse.SUPPRESS, help=describe(hint))
+        section, name = key.split(".")
+        value = json.dumps(values[section][name]).strip('"')
+        words = f"{describe(hint)} ({'none' if value == 'null' else value})"
+        keys.add_argument(flag_of(key), dest=key, metavar="VALUE", default=argparse.SUPPRESS, help=words)
     return parser
 
 
@@ -110,7 +127,7 @@ def run_training(
         f"{progress.seconds:.0f} s"
     )
     print(f"curves: {workdir / 'curves.png'}")
-    command = ["python", "-m"]
+    command = [this_python(), "-m"]
     if ended == "interrupted":
         command += [f"{args.package}.train", "--workdir", str(workdir), "--resume", *kept_flags]
         print(f"go on:  {shlex.join(command)}")

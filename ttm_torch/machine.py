@@ -51,6 +51,7 @@ class TokenTuringMachineStep(nn.Module):
         )  # fmt: skip
         _check_choice("read", read, READS)
         _check_choice("write", write, WRITES)
+        _check_choice("positions", positions, (False, True))
         if compat == "scenic" and (read, write) not in _SCENIC_MODES:
             modes = ", ".join(f"{read}/{write}" for read, write in _SCENIC_MODES)
             raise ValueError(f"compat='scenic' has the read/write modes {modes}; got {read}/{write}")
@@ -154,6 +155,7 @@ class _Machine(nn.Module):
         self.step = self._step_class(
             width=width, num_tokens=num_tokens, memory_size=memory_size, compat=compat, **options
         )
+        _check_choice("learned_memory", learned_memory, (False, True))
         initial_1xMxD = torch.zeros(1, memory_size, width)
         if learned_memory and compat != "scenic":
             self.initial_memory = nn.Parameter(nn.init.normal_(initial_1xMxD, std=0.01))
@@ -234,12 +236,12 @@ def _check_options(processing: str, dropout_rate: float, compat: str | None, **s
     for name, value in sizes.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive int, got {value!r}")
-    if not 0.0 <= dropout_rate < 1.0:
+    if not isinstance(dropout_rate, int | float) or not 0.0 <= dropout_rate < 1.0:
         raise ValueError(f"dropout_rate must be in [0, 1), got {dropout_rate!r}")
     _check_choice("processing", processing, PROCESSING_UNITS)
     _check_choice("compat", compat, COMPATS)
 
 
 def _check_choice(name: str, value: Any, choices: tuple) -> None:
-    if value not in choices:
+    if (type(value), value) not in [(type(choice), choice) for choice in choices]:  # 1 == True
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")

@@ -1,4 +1,8 @@
-"""The data: both packages give the same batches and held-out sets, and they are those that they have always been."""
+"""The data: both packages give the same batches and held-out sets, and they are those that they have always been.
+
+The twins share the code of the data, which is NumPy's alone: they differ where one of them stops to share it. The
+checksums differ where the data change.
+"""
 
 import hashlib
 import math

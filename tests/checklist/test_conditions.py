@@ -148,13 +148,6 @@ def test_the_least_rate_is_a_tenth_of_the_base_rate(rates):
     assert rates[1100:] == [0.0001] * 101
 
 
-def test_gradients_are_clipped():
-    parameters = [torch.nn.Parameter(torch.randn(5))]
-    parameters[0].grad = 100 * torch.randn(5)
-    torch.nn.utils.clip_grad_norm_(parameters, max_norm=1.0)
-    assert parameters[0].grad.norm() <= 1.0
-
-
 @pytest.fixture
 def small():
     """A small model, a batch, and the optimiser and the scheduler of the model."""
@@ -179,6 +172,15 @@ class TestTrainStep:
         grads = [parameter.grad for parameter in model.parameters()]
         assert all(grad is not None and grad.isfinite().all() for grad in grads)
         assert 0 < torch.stack([grad.norm() for grad in grads]).norm() <= 1.0 + 1e-6
+
+    @pytest.mark.parametrize("max_grad_norm", [None, 1.0, 0.1])
+    def test_large_gradients_are_clipped(self, small, max_grad_norm):
+        model, batch, optimizer, scheduler = small
+        with torch.no_grad():
+            model.token_embed.weight.mul_(1e-3)  # what LayerNorm divides by
+        ttm_torch.train_step(model, batch, optimizer, scheduler, max_grad_norm=max_grad_norm)
+        norm = torch.stack([parameter.grad.norm() for parameter in model.parameters()]).norm()
+        assert norm > 1.5 if max_grad_norm is None else norm == pytest.approx(max_grad_norm, rel=1e-5)
 
     def test_parameters_change(self, small, step):
         before, _, _ = step

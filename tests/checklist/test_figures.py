@@ -160,11 +160,15 @@ def norms_of_the_default_run():
     return [f"{max(norms):.2f}", f"{norms[-1]:.2f}", f"{100 * share:.0f} %"]
 
 
-def norms_of_dummy_gradients():
-    parameter = torch.nn.Parameter(seeded(5))
-    parameter.grad = 100 * seeded(5)
-    before = torch.nn.utils.clip_grad_norm_([parameter], max_norm=1.0)
-    return [f"{before:.1f}", f"{parameter.grad.norm():.1f}"]
+def norms_of_the_first_gradients():
+    """Of a fresh model on a batch, without clipping and with it."""
+    norms = []
+    for max_grad_norm in (None, 1.0):
+        model = seeded_model()
+        batch = ttm_torch.MultiplicationDataset(16).generate_batch()
+        ttm_torch.train_step(model, batch, ttm_torch.make_optimizer(model), max_grad_norm=max_grad_norm)
+        norms.append(torch.nn.utils.get_total_norm([parameter.grad for parameter in model.parameters()]))
+    return [f"{norm:.2f}" for norm in norms]
 
 
 def metrics():
@@ -284,7 +288,7 @@ FIGURES: dict[str, Callable[[], list[Any]]] = {
     "8.11": initial_loss,
     "9.1": lambda: compared("quick", "adamw", length="3x2"),
     "9.10": norms_of_the_default_run,
-    "9.11": norms_of_dummy_gradients,
+    "9.11": norms_of_the_first_gradients,
     "10.1": lambda: [parameters(ttm_torch.train_step)],
     "10.11": metrics,
     "10.12": lambda: [f"{sum(parameter.numel() for parameter in seeded_model().parameters()):,}"],

@@ -14,15 +14,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from parity.compare import largest_difference
 from parity.fast_jit import fast_jit
-from parity.scenic import (
-    BOUND,
-    build_machine,
-    check_case,
-    from_scenic,
-    load_case,
-    main,
-    to_scenic,
-)
+from parity.scenic import BOUND, build_machine, check_case, from_scenic, load_case, to_scenic
+from parity.scenic.__main__ import main
 
 DATA = Path(__file__).parents[1] / "data" / "scenic"
 CASES = sorted(DATA.glob("*.npz"))

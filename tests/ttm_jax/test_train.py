@@ -17,6 +17,7 @@ import pytest
 import ttm_jax
 import ttm_jax.train
 from ttm_jax.checkpoint import BEST, LATEST, CheckpointError, find_checkpoint, load_meta, saved_steps
+from ttm_jax.cli import this_python
 from ttm_jax.config import ConfigError, config_to_toml, load_config, override
 from ttm_jax.state import train_step
 from ttm_jax.train import NonFiniteLoss, Trainer, main, make_parser, resolve
@@ -119,7 +120,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, tiny_config, tmp_path, env
     assert "interrupted: " in out
 
     go_on = shlex.split(next(line for line in out.splitlines() if line.startswith("go on:"))[6:])
-    assert go_on == ["python", "-m", "ttm_jax.train", "--workdir", str(run), "--resume"]
+    assert go_on == [this_python(), "-m", "ttm_jax.train", "--workdir", str(run), "--resume"]
     config, workdir = resolve(make_parser().parse_args(go_on[3:]))
     assert (config, workdir) == (load_config(config_file), run)
     step = saved_steps(run, LATEST)[-1]
@@ -323,7 +324,7 @@ class TestCommand:
         assert "stage 1: operands from 0 to 99" in lines
         assert re.fullmatch(r"finished: 40 steps, 320 examples, \d+ s", lines[-3])
         assert lines[-2] == f"curves: {tmp_path / 'run' / 'curves.png'}"
-        assert lines[-1] == f"grid:   python -m ttm_jax.evaluate {tmp_path / 'run'}"
+        assert lines[-1] == f"grid:   {this_python()} -m ttm_jax.evaluate {tmp_path / 'run'}"
         assert snapshot(tmp_path / "run", tiny_config) == snapshot(tiny_run.path, tiny_config)
 
     def test_a_second_interrupt_stops_at_once(self, config_file, tmp_path, command, monkeypatch, display):
@@ -343,7 +344,7 @@ class TestCommand:
         code, out, _ = command("--help")
         assert code == 0
         assert "example: python -m ttm_jax.train --config" in out
-        assert "--model.memory-size VALUE" in out
+        assert re.search(r"--model.memory-size VALUE\s+an integer \(8\)", out)
 
     def test_the_run_folder_is_named_after_the_config(self, config_file):
         parser = make_parser()

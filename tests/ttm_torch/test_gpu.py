@@ -40,3 +40,13 @@ def test_a_run_stops_goes_on_and_is_used_on_the_cpu(tiny_config, tmp_path, displ
     assert load_state(find_checkpoint(tmp_path, (LATEST,)), config).step == 40
     multipliers = [ttm_torch.load(tmp_path, device) for device in ("cpu", "cuda")]
     assert all(len(multiplier.multiply([2, 7], [3, 8])) == 2 for multiplier in multipliers)
+
+
+def test_random_numbers_on_the_gpu_are_left_where_they_are(tiny_config):
+    tokens = torch.randn(2, 5, 16, device="cuda")
+    before = torch.cuda.get_rng_state()
+    ttm_torch.token_summarize(tokens, k=3)
+    model = create_state(tiny_config, "cuda").model
+    ttm_torch.measure_memory(model, (4, 12))
+    ttm_torch.eval_step(model, ttm_torch.MultiplicationDataset(8).generate_batch())
+    assert torch.equal(torch.cuda.get_rng_state(), before)

@@ -14,6 +14,7 @@ import torch
 
 import ttm_torch
 import ttm_torch.train
+from ttm_jax.cli import this_python
 from ttm_jax.run_folder import RunFolder
 from ttm_torch.checkpoint import BEST, LATEST, find_checkpoint, load_meta, saved_steps
 from ttm_torch.config import ConfigError, config_to_toml, load_config, override
@@ -107,7 +108,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, tiny_config, tmp_path, env
     assert "interrupted: " in out
 
     go_on = shlex.split(next(line for line in out.splitlines() if line.startswith("go on:"))[6:])
-    assert go_on == ["python", "-m", "ttm_torch.train", "--workdir", str(run), "--resume", "--device", "cpu"]
+    assert go_on == [this_python(), "-m", "ttm_torch.train", "--workdir", str(run), "--resume", "--device", "cpu"]
     args = make_parser().parse_args(go_on[3:])
     assert resolve(args) == (load_config(config_file), run)
     trainer = Trainer(*resolve(args), resume=True, device=args.device)
@@ -288,14 +289,14 @@ class TestCommand:
         assert sum(line.startswith("evaluation at step ") for line in lines) == 4
         assert re.fullmatch(r"finished: 40 steps, 320 examples, \d+ s", lines[-3])
         assert lines[-2] == f"curves: {tmp_path / 'run' / 'curves.png'}"
-        assert lines[-1] == f"grid:   python -m ttm_torch.evaluate {tmp_path / 'run'}"
+        assert lines[-1] == f"grid:   {this_python()} -m ttm_torch.evaluate {tmp_path / 'run'}"
         assert snapshot(tmp_path / "run", tiny_config) == snapshot(tiny_run.path, tiny_config)
 
     def test_help_has_an_example(self, command):
         code, out, _ = command("--help")
         assert code == 0
         assert "example: python -m ttm_torch.train --config" in out
-        assert "--model.memory-size VALUE" in out
+        assert re.search(r"--model.memory-size VALUE\s+an integer \(8\)", out)
         assert "--device {cpu,cuda}" in out
 
     def test_the_run_folder_is_not_that_of_jax(self, config_file):

@@ -1,0 +1,183 @@
+"""The speed comparison: its page, its table in the README, and what its command says. Nothing is measured here."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from parity.speed import __main__ as command
+from parity.speed.cases import EAGER, JAX, UNROLLED, all_cases
+from parity.speed.report import README_ROWS, markdown, put_in_readme, readme_table
+
+ROOT = Path(__file__).parents[2]
+
+
+def cell(ms, ratio=1.0, **fields):
+    def spread(x):
+        return {"median": x, "quartile_1": 0.9 * x, "quartile_3": 1.1 * x}
+
+    return {"first_call_s": 2.0, "ms": spread(ms), "ratio": spread(ratio), "peak_mb": 1234.0, "idle_cpu": 0.01} | fields
+
+
+@pytest.fixture
+def result():
+    def case(name, size, steps, kind, variants):
+        fields = dict(size=size, steps=steps, dtype="float32", kind=kind, batch_size=64, optimizer=None)
+        return {"name": name, **fields, "difference": 0.0, "rounds": 5, "variants": variants}
+
+    did_not_end = {"failed": "first calls: did not end in 300 s", "timeout": True}
+    return {
+        "jax": "0.10.2",
+        "torch": "2.13.0",
+        "commit": "0123456789abcdef+changes",
+        "machine": "a CPU, 2 CPU cores",
+        "device": "cpu",
+        "backend": "cpu",
+        "date": "2026-11-20T12:00:00+00:00",
+        "command": "python -m parity.speed",
+        "threads": 2,
+        "load_at_start": 0.1,
+        "cases": [
+            case(
+                "quick/6/float32/train",
+                "quick",
+                6,
+                "train",
+                {JAX: cell(50), EAGER: cell(75, 1.5), "torch-compile": cell(60, 1.2)},
+            ),
+            case("quick/6/float32/forward", "quick", 6, "forward", {JAX: cell(20), EAGER: cell(10, 0.5)}),
+            case(
+                "small-16/64/float32/train",
+                "small-16",
+                64,
+                "train",
+                {JAX: cell(500), "torch-compile": did_not_end, UNROLLED: cell(600, 1.2, first_call_s=80.0)},
+            ),
+            {"name": "paper-16/1/float32/train", "refused": "they differ", "variants": {}, "kind": "train"},
+        ],
+    }
+
+
+def test_the_page(result):
+    page = markdown(result)
+    lines = page.splitlines()
+    (row,) = (line for line in lines if line.startswith("| quick | 6 | float32 | 64 | 50.0"))
+    assert row.endswith("| 50.0 (45.0 - 55.0) | 75.0 (67.5 - 82.5) | 60.0 (54.0 - 66.0) | **1.20** (1.08 - 1.32) |")
+    assert "| small-16 | 64 | float32 | 64 | 500 (450 - 550) | - | [1] | - |" in lines
+    assert "1. small-16/64/float32/train, compile: first calls: did not end in 300 s" in lines
+    assert "| JAX unrolled, no remat | 80.0 | 600 (540 - 660) | **1.20** (1.08 - 1.32) | 1,234 |" in lines
+    assert "- Inference, quick, 6 steps, float32: **0.50** (0.45 - 0.55) against eager" in lines
+    assert "- paper-16/1/float32/train: they differ" in lines
+    assert page.count("not the faster") == 1
+    assert markdown(json.loads(json.dumps(result))) == page
+
+
+def test_the_short_table(result):
+    table = readme_table(result)
+    assert "| training step, default config, batch 64 | 50.0 ms | 60.0 ms (compile) | **1.20** (1.08 - 1.32) |" in table
+    assert table.count("not measured") == len(README_ROWS) - 1
+    assert "commit `0123456+changes`, 2026-11-20." in table
+    scan, unrolled = "2.0 s to the end of the first call, 500 ms a training step", "80.0 s and 600 ms"
+    sentence = f"64 steps of small-16 as one scan: {scan}; unrolled in Python, the faster of both ways: {unrolled}."
+    assert sentence in table
+    text = put_in_readme("a\n<!-- speed -->\nold\n<!-- /speed -->\nb\n", result)
+    assert text == f"a\n<!-- speed -->\n{table}\n<!-- /speed -->\nb\n"
+    assert put_in_readme(text, result) == text
+    with pytest.raises(ValueError, match="has no <!-- speed -->"):
+        put_in_readme("a", result)
+
+
+def test_the_short_table_shows_cases_that_there_are():
+    assert set(README_ROWS) <= {case.name for case in all_cases()}
+
+
+def test_the_readme_has_the_table_of_the_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "results/speed/cpu.json").read_text(encoding="utf-8"))
+    assert put_in_readme(readme, found) == readme, (
+        "python -m parity.speed --report --out results/speed --readme README.md"
+    )
+    assert (ROOT / "results/speed/cpu.md").read_text(encoding="utf-8") == markdown(found)
+
+
+@pytest.fixture
+def fake_measure(monkeypatch, result):
+    """In place of measuring: gives two cases, then is interrupted, or dies."""
+    asked = []
+
+    def fake(case, *_):
+        asked.append(case.name)
+        if len(asked) > 2:
+            raise KeyboardInterrupt
+        return {**result["cases"][0], "name": case.name}, {"device": "cpu", "threads": 2}
+
+    monkeypatch.setattr(command, "measure", fake)
+    return asked
+
+
+def test_an_interruption_keeps_what_is_measured_and_can_be_resumed(fake_measure, tmp_path, capsys):
+    names = [case.name for case in all_cases()]
+    assert command.main(["--out", str(tmp_path)]) == 130
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last == (
+        f"python -m parity.speed: error: interrupted; 2 cases measured; --resume goes on from {tmp_path / 'cpu.json'}"
+    )
+    assert [case["name"] for case in json.loads((tmp_path / "cpu.json").read_text())["cases"]] == names[:2]
+    assert {path.name for path in tmp_path.iterdir()} == {"cpu.json", "cpu.md", "cpu.png"}
+    del fake_measure[:]
+    assert command.main(["--out", str(tmp_path), "--resume"]) == 130
+    assert fake_measure[0] == names[2]
+    assert len(json.loads((tmp_path / "cpu.json").read_text())["cases"]) == 4
+
+
+def test_other_versions_are_not_resumed(fake_measure, tmp_path, capsys):
+    assert command.main(["--quick", "--out", str(tmp_path)]) == 0
+    path = tmp_path / "cpu.json"
+    path.write_text(path.read_text().replace('"torch": "', '"torch": "1'))
+    capsys.readouterr()
+    assert command.main(["--quick", "--out", str(tmp_path), "--resume"]) == 2
+    assert "cpu.json cannot be resumed: its torch is '1" in capsys.readouterr().err
+
+
+def test_the_json_is_printed(fake_measure, tmp_path, capsys):
+    assert command.main(["--quick", "--json", "--out", str(tmp_path)]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "cpu.json").read_text())
+    assert printed["load_at_start"] >= 0
+
+
+def test_a_failure_is_in_the_exit_status(monkeypatch, result, tmp_path, capsys):
+    result["cases"][0]["variants"][EAGER] = {"failed": "died", "timeout": False}
+    monkeypatch.setattr(command, "measure", lambda *_: (result["cases"][0], {"threads": 2}))
+    assert command.main(["--quick", "--only", "quick", "--out", str(tmp_path)]) == 1
+    assert "1 measurements failed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--only nothing", "--only nothing fits no case; names are such as quick/"),
+        ("--quik", "unknown argument --quik; did you mean --quick?"),
+        ("--variants jaxx", "invalid choice: 'jaxx'"),
+        ("--first-call 0", "must be a positive integer, got '0'"),
+        ("--report --out {folder}/none", "cpu.json: No such file or directory"),
+        ("--report --out {folder}", "cpu.json: damaged, or not a result of this command"),
+        ("--resume --out {folder}", "cpu.json: damaged, or not a result of this command"),
+        ("--quick --out {folder}/cpu.json", "cpu.json: File exists"),
+    ],
+)
+def test_what_cannot_be_is_one_line(arguments, message, fake_measure, tmp_path, capsys):
+    (tmp_path / "cpu.json").write_text('{"cases": [{}]}')
+    try:
+        code = command.main(arguments.format(folder=tmp_path).split())
+    except SystemExit as error:
+        code = error.code
+    *_, last = capsys.readouterr().err.splitlines()
+    assert code == 2
+    assert re.match(rf"python -m parity.speed: error: .*{re.escape(message)}", last), last
+
+
+def test_names_are_listed(capsys):
+    assert command.main(["--list", "--only", "small"]) == 0
+    assert capsys.readouterr().out == "small-16/64/float32/train\n"
