@@ -4,6 +4,7 @@ tokens_BxTxNxD ──> step 1 ──> step 2 ──> ... ──> outputs_BxTxRxD
 memory_BxMxD ────────^──────────^───────────────> memory_BxMxD
 """
 
+import math
 from typing import Any
 
 import jax
@@ -16,14 +17,27 @@ from ttm_jax.processing import PROCESSING_UNITS, make_processor
 from ttm_jax.summarize import MLPSummarizer
 
 COMPATS = (None, "scenic")
-# What a rematerialised step keeps for the backward pass. `python -m ttm_jax.benchmark --remat` measured the default.
+# A product with parameters that sums over more is cheaper kept than made again (`python -m ttm_jax.benchmark --remat`).
+_DEEP = 512
+_SCENIC_MODES = (("mlp", "mlp"), ("query", "query"), ("mlp", "erase_add"))
+_SCENIC_QUERY_HEADS = 8  # the original's TokenLearnerMHA takes no number of heads
+
+
+def _is_deep_dot(primitive: Any, *operands: Any, **params: Any) -> bool:
+    """A product with parameters that sums over more than `_DEEP` numbers."""
+    if not jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *operands, **params):
+        return False
+    (contracted, _), _ = params["dimension_numbers"]
+    return math.prod(operands[0].shape[axis] for axis in contracted) > _DEEP
+
+
+# What a rematerialised step keeps for the backward pass.
 REMAT_POLICIES = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "deep_dots": _is_deep_dot,
 }
-DEFAULT_REMAT = "dots"
-_SCENIC_MODES = (("mlp", "mlp"), ("query", "query"), ("mlp", "erase_add"))
-_SCENIC_QUERY_HEADS = 8  # the original's TokenLearnerMHA takes no number of heads
+DEFAULT_REMAT = "deep_dots"
 
 
 class _Options(nn.Module):
@@ -224,8 +238,9 @@ class TokenTuringMachine(_Machine, _UnitOptions):
             output], its erase-and-add, 8 query heads, zeros to start from.
         dtype: of computation (None: that of inputs and parameters). Softmax and memory stay in float32.
         param_dtype: of parameters.
-        remat: recompute each step in the backward pass: False, True (the default policy), "dots" (keeps the
-            products with parameters) or "full" (keeps nothing).
+        remat: recompute each step in the backward pass: False, True (the default policy), "full" (keeps nothing),
+            "dots" (keeps the products with parameters) or "deep_dots" (keeps those that sum over more than 512 numbers,
+            the default: with narrower ones, making them again takes less time than storing them).
 
     Raises:
         ValueError: at construction, naming the field, for a value that cannot be.

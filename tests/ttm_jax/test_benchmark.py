@@ -57,7 +57,7 @@ def sections(config):
         "history": measured(history, sizes=history.Sizes(2, 3, config.model), lengths=(4, 2)),
         "unrolled": measured(unrolled, cases=[unrolled.Case(2, 4, 2)], machine=SCENIC, width=16),
         "remat": measured(
-            remat, shape=(2, 3, 4, 16), machine=TokenTuringMachine(**CHEAP, read="pooling", write="concat")
+            remat, shapes=[(2, 3, 4, 16)], machine=TokenTuringMachine(**CHEAP, read="pooling", write="concat")
         ),
     }
 
@@ -256,12 +256,18 @@ def test_the_verdict_names_what_is_wanted(sections):
 
 
 def test_every_policy_is_measured(sections):
-    assert [row["policy"] for row in sections["remat"]["rows"]] == ["none", "full", "dots"]
+    (measured,) = sections["remat"]["shapes"]
+    assert [row["policy"] for row in measured["rows"]] == ["none", "full", "dots", "deep_dots"]
+    assert remat.tables(sections["remat"])[0].rows[3][0] == "deep_dots (default)"
 
 
 def test_a_backend_that_plans_no_memory_is_shown_as_not_measured(sections):
     section = json.loads(json.dumps(sections))
-    for row in [*section["remat"]["rows"], *section["operations"]["rows"], *section["batch_sizes"]["rows"]]:
+    for row in [
+        *section["remat"]["shapes"][0]["rows"],
+        *section["operations"]["rows"],
+        *section["batch_sizes"]["rows"],
+    ]:
         row["memory"] = row["device_bytes"] = None
     for key in ("remat", "operations", "batch_sizes"):
         shown = "\n".join(table.to_markdown() for table in SECTIONS[key].tables(section[key]))
@@ -379,7 +385,7 @@ def test_json_is_one_object(run):
     code, out, _ = run("--quick", "--remat", "--json")
     (shown,) = json.loads(out).values()
     assert code == 0
-    assert shown["remat"]["rows"][0]["policy"] == "none"
+    assert shown["remat"]["shapes"][0]["rows"][0]["policy"] == "none"
     assert shown["machine"]["processor"]
 
 

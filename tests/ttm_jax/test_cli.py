@@ -27,7 +27,8 @@ def test_a_python_that_is_not_activated_has_its_path(environment):
 
 
 def test_elsewhere_the_path_is_whole(environment, monkeypatch):
-    monkeypatch.chdir("/")
+    (environment.parent / "elsewhere").mkdir()
+    monkeypatch.chdir(environment.parent / "elsewhere")
     assert this_python() == str(environment)
 
 

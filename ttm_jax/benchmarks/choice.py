@@ -84,7 +84,8 @@ def _less_kept(best: dict[str, Any]) -> str | None:
     """What the policy that keeps nothing saves and costs."""
     if "remat" not in best:
         return f'`remat="full"`: {NOT_MEASURED}.'
-    policies = {row["policy"]: row for row in best["remat"]["rows"]}
+    widest = max(best["remat"]["shapes"], key=lambda measured: measured["shape"][-1])
+    policies = {row["policy"]: row for row in widest["rows"]}
     default, full = policies[best["remat"]["default"]], policies["full"]
     memory = None
     if default["memory"] and full["memory"]:

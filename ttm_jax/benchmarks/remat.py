@@ -1,5 +1,6 @@
 """What a rematerialised step keeps for the backward pass: compile time, step, memory by policy."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,65 +14,71 @@ from ttm_jax.machine import DEFAULT_REMAT, REMAT_POLICIES, TokenTuringMachine
 from ttm_jax.program import Program
 from ttm_jax.timing import affordable_calls, spread, time_interleaved
 
-SHAPE = (16, 32, 16, 128)  # 16 sequences of 32 steps of 16 tokens of width 128
-QUICK_SHAPE = (16, 6, 16, 128)
+Shape = tuple[int, int, int, int]  # [B, T, N, D]
+
+SHAPES: tuple[Shape, ...] = ((16, 32, 16, 128), (4, 8, 16, 768))
+QUICK_SHAPES: tuple[Shape, ...] = ((16, 6, 16, 128),)
+_POLICIES = (False, *REMAT_POLICIES)
 
 
 def measure(
     device: jax.Device,
     quick: bool,
     progress: Progress,
-    shape: tuple[int, int, int, int] | None = None,
+    shapes: Sequence[Shape] | None = None,
     machine: TokenTuringMachine | None = None,
     budget_s: float | None = None,
 ) -> dict[str, Any]:
-    """Times a train step (gradient and Adam) of the machine under each policy, in turns."""
-    shape = (QUICK_SHAPE if quick else SHAPE) if shape is None else shape
+    """Times a train step (gradient and Adam) of the machine under each policy, in turns, for each shape of tokens."""
+    shapes = (QUICK_SHAPES if quick else SHAPES) if shapes is None else shapes
     machine = TokenTuringMachine() if machine is None else machine
     budget_s = (2.0 if quick else 20.0) if budget_s is None else budget_s
-    optimizer, policies = optax.adam(1e-3), (False, *REMAT_POLICIES)
-    programs, functions = {}, {}
-    progress.plan(len(policies) + 1)
+    progress.plan(len(shapes) * (len(_POLICIES) + 1))
     with jax.default_device(device):
-        tokens_BxTxNxD = normal(*shape)
-        for policy in policies:
-            name = policy or "none"
-            progress.step(f"compiling: {name}")
-            form = machine.clone(remat=policy)
-            variables = random_variables(form, tokens_BxTxNxD)
-            state = variables, jax.jit(optimizer.init)(variables)
-            programs[name] = Program(machine_train_step(form, optimizer), state, tokens_BxTxNxD, carries=True)
-            functions[name] = programs[name].bind(state, tokens_BxTxNxD)
-        progress.step("timing")
-        calls = min(affordable_calls(function, budget_s, most=100) for function in functions.values())
-        timings = time_interleaved(functions, calls)
-    rows = [
-        {
-            "policy": name,
-            **spread(timings[name]),
-            "compile_s": program.compile_s,
-            "memory": program.memory_dict(),
-        }
+        measured = [{"shape": list(shape), "rows": _rows(machine, shape, progress, budget_s)} for shape in shapes]
+    return {"default": DEFAULT_REMAT, "shapes": measured}
+
+
+def _rows(machine: TokenTuringMachine, shape: Shape, progress: Progress, budget_s: float) -> list[dict[str, Any]]:
+    optimizer = optax.adam(1e-3)
+    programs, functions = {}, {}
+    tokens_BxTxNxD = normal(*shape)
+    for policy in _POLICIES:
+        name = policy or "none"
+        progress.step(f"compiling: {name}, width {shape[-1]}")
+        form = machine.clone(remat=policy)
+        variables = random_variables(form, tokens_BxTxNxD)
+        state = variables, jax.jit(optimizer.init)(variables)
+        programs[name] = Program(machine_train_step(form, optimizer), state, tokens_BxTxNxD, carries=True)
+        functions[name] = programs[name].bind(state, tokens_BxTxNxD)
+    progress.step("timing")
+    calls = min(affordable_calls(function, budget_s, most=100) for function in functions.values())
+    timings = time_interleaved(functions, calls)
+    return [
+        {"policy": name, **spread(timings[name]), "compile_s": program.compile_s, "memory": program.memory_dict()}
         for name, program in programs.items()
     ]
-    return {"shape": list(shape), "default": DEFAULT_REMAT, "rows": rows}
 
 
 def tables(section: dict[str, Any]) -> list[Table]:
-    """A row a policy."""
-    B, T, N, _ = section["shape"]
+    """A row a policy, a table a shape."""
+    return [_table(measured, section["default"]) for measured in section["shapes"]]
+
+
+def _table(measured: dict[str, Any], default: str) -> Table:
+    B, T, N, D = measured["shape"]
     rows = [
         [
-            f"{row['policy']} (default)" if row["policy"] == section["default"] else row["policy"],
+            f"{row['policy']} (default)" if row["policy"] == default else row["policy"],
             scaled(row["compile_s"], "s"),
             median(row),
             quartiles(row),
             scaled(None if row["memory"] is None else row["memory"]["temporary"], "B"),
         ]
-        for row in section["rows"]
+        for row in measured["rows"]
     ]
-    title = f"train step of the machine by what is kept of each step, batch {B}, {T} steps of {N} tokens"
-    return [Table(title, ["kept", "compile", "train step", "quartiles", "temporary memory"], rows)]
+    title = f"train step by what is kept of each step: width {D}, batch {B}, {T} steps of {N} tokens"
+    return Table(title, ["kept", "compile", "train step", "quartiles", "temporary memory"], rows)
 
 
 def notes(section: dict[str, Any]) -> list[str]:
