@@ -28,7 +28,8 @@ class ConfigError(ValueError):
 class ModelConfig:
     """The multiplier; see `TokenTuringMachine` for the fields of the machine.
 
-    `carry_head` adds logits of the carry out of each place, and their cross-entropy to the training loss.
+    `carry_head` adds logits of the carry out of each place, and their cross-entropy to the training loss. Under `remat`
+    "none" no step is recomputed.
     """
 
     width: int = 128
@@ -47,7 +48,7 @@ class ModelConfig:
     carry_head: bool = False
     dtype: DTypeName = "float32"
     param_dtype: DTypeName = "float32"
-    remat: bool = True
+    remat: Literal["none", "dots", "deep_dots", "full"] = "dots"
 
     def __post_init__(self) -> None:
         _require_positive(self, "width", "memory_size", "process_size", "num_layers", "mlp_dim", "num_heads")

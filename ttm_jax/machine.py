@@ -17,27 +17,26 @@ from ttm_jax.processing import PROCESSING_UNITS, make_processor
 from ttm_jax.summarize import MLPSummarizer
 
 COMPATS = (None, "scenic")
-# A product with parameters that sums over more is cheaper kept than made again (`python -m ttm_jax.benchmark --remat`).
-_DEEP = 512
+_DEEP = 256
 _SCENIC_MODES = (("mlp", "mlp"), ("query", "query"), ("mlp", "erase_add"))
 _SCENIC_QUERY_HEADS = 8  # the original's TokenLearnerMHA takes no number of heads
 
 
 def _is_deep_dot(primitive: Any, *operands: Any, **params: Any) -> bool:
-    """A product with parameters that sums over more than `_DEEP` numbers."""
+    """A product with parameters that sums over at least `_DEEP` numbers."""
     if not jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *operands, **params):
         return False
     (contracted, _), _ = params["dimension_numbers"]
-    return math.prod(operands[0].shape[axis] for axis in contracted) > _DEEP
+    return math.prod(operands[0].shape[axis] for axis in contracted) >= _DEEP
 
 
-# What a rematerialised step keeps for the backward pass.
+# What a rematerialised step keeps for the backward pass; `python -m ttm_jax.benchmark --remat` compares them.
 REMAT_POLICIES = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "deep_dots": _is_deep_dot,
 }
-DEFAULT_REMAT = "deep_dots"
+DEFAULT_REMAT = "dots"
 
 
 class _Options(nn.Module):
@@ -238,9 +237,9 @@ class TokenTuringMachine(_Machine, _UnitOptions):
             output], its erase-and-add, 8 query heads, zeros to start from.
         dtype: of computation (None: that of inputs and parameters). Softmax and memory stay in float32.
         param_dtype: of parameters.
-        remat: recompute each step in the backward pass: False, True (the default policy), "full" (keeps nothing),
-            "dots" (keeps the products with parameters) or "deep_dots" (keeps those that sum over more than 512 numbers,
-            the default: with narrower ones, making them again takes less time than storing them).
+        remat: recompute each step in the backward pass, but for what is kept: False, True ("dots"), "dots" (the
+            products with parameters), "deep_dots" (those that sum over at least 256 numbers: the dearest for their
+            size) or "full" (nothing).
 
     Raises:
         ValueError: at construction, naming the field, for a value that cannot be.

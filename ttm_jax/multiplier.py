@@ -101,7 +101,7 @@ def make_machine(config: ModelConfig, name: str | None = None) -> TokenTuringMac
         learned_memory=config.learned_memory,
         dtype=jnp.dtype(config.dtype),
         param_dtype=jnp.dtype(config.param_dtype),
-        remat=config.remat,
+        remat=False if config.remat == "none" else config.remat,
         name=name,
     )
 
