@@ -42,7 +42,7 @@ SMALL = ModelConfig(
     carry_head=True,
     dtype="float64",
     param_dtype="float64",
-    remat=False,
+    remat="none",
 )
 _DATA = ttm_jax.MultiplicationDataset(batch_size=4, start_stage=2)
 _PAD = ttm_jax.PAD_TOKEN
