@@ -85,8 +85,8 @@ class OutputHead(nn.Module):
         return at_least_float32(jnp.concatenate([digits, eos, pad], axis=-1))
 
 
-def make_machine(config: ModelConfig, name: str | None = None) -> TokenTuringMachine:
-    """The machine inside the multiplier of a config."""
+def make_machine(config: ModelConfig, name: str | None = None, remat: bool | str | None = None) -> TokenTuringMachine:
+    """The machine inside the multiplier of a config; `remat` in place of the config's, where it is given."""
     return TokenTuringMachine(
         memory_size=config.memory_size,
         process_size=config.process_size,
@@ -101,7 +101,7 @@ def make_machine(config: ModelConfig, name: str | None = None) -> TokenTuringMac
         learned_memory=config.learned_memory,
         dtype=jnp.dtype(config.dtype),
         param_dtype=jnp.dtype(config.param_dtype),
-        remat=config.remat,
+        remat=config.remat if remat is None else remat,
         name=name,
     )
 
@@ -112,9 +112,12 @@ class TTMModel(nn.Module):
     model = TTMModel(config.model)
     variables = model.init(key, inputs_BxS)
     logits_BxSx13 = model.apply(variables, inputs_BxS)
+
+    `remat` is that of the machine, in place of the config's where it is given.
     """
 
     config: ModelConfig = ModelConfig()
+    remat: bool | str | None = None
 
     def __call__(self, inputs_BxS: jax.Array, train: bool = False, num_steps: int | None = None) -> jax.Array:
         """Logits [B, T, 13] of the first T = `num_steps` output positions (all S where None).
@@ -162,7 +165,7 @@ class TTMModel(nn.Module):
         problem_BxTxSxD = jnp.einsum("bsd,t->btsd", problem_BxSxD, jnp.ones(num_steps, dtype))
         tokens_BxTxSxD = problem_BxTxSxD + places_TxD[None, :, None]
 
-        machine = make_machine(c, name="machine")
+        machine = make_machine(c, "machine", self.remat)
         outputs_BxTxRxD, _ = machine(tokens_BxTxSxD, train=train)
         answer_BxTxD = outputs_BxTxRxD[:, :, 0]
         logits_BxTxV = OutputHead(c, name="head")(answer_BxTxD)

@@ -12,6 +12,7 @@ from ttm_jax.checkpoint_files import CheckpointError
 from ttm_jax.cli import Parser, fail
 from ttm_jax.config import Config, ConfigError, config_keys, describe, find_config, flag_of, load_config, override
 from ttm_jax.display import make_display
+from ttm_jax.fallback import OutOfMemory
 from ttm_jax.loop import NonFiniteLoss, TrainingLoop
 from ttm_jax.run_folder import RunFolder
 
@@ -99,7 +100,7 @@ def run_training(
         display.message(f"{trainer.describe_model()}; run folder {workdir}")
         try:
             ended = trainer.run(display)
-        except NonFiniteLoss as error:
+        except (NonFiniteLoss, OutOfMemory, CheckpointError) as error:
             return fail(parser, error, 1)
         except KeyboardInterrupt:
             return fail(parser, f"stopped at once; --resume goes on from the latest checkpoint of {workdir}", 130)
