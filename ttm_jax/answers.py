@@ -83,3 +83,19 @@ def add_scores(scores: list[Score]) -> Score:
     """All pairs of several scores as one."""
     places = [np.sum([getattr(s, name) for s in scores], axis=0).tolist() for name in ("place_correct", "place_total")]
     return Score(sum(s.correct for s in scores), sum(s.total for s in scores), *map(tuple, places))
+
+
+def pick_examples(
+    sets: Sequence[np.ndarray], answers: Sequence[tuple[np.ndarray, np.ndarray]], first: int, count: int
+) -> list[tuple[str, str, str]]:
+    """Some of several sets of pairs with their answers, the last set's first, as (problem, answer, truth).
+
+    `first` is how many have been shown before, which are passed over.
+    """
+    examples = []
+    for i in range(count):
+        pairs, (predictions, _) = sets[-1 - i % len(sets)], answers[-1 - i % len(sets)]
+        row = (first + i) % len(pairs)
+        (a, b), answer = pairs[row].tolist(), tokens_to_answer(predictions[row])
+        examples.append((f"{a} × {b}", "no number" if answer is None else str(answer), str(a * b)))
+    return examples

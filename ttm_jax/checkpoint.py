@@ -62,7 +62,7 @@ class CheckpointFolder:
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> Path:
         """Writes the state and `meta` as the checkpoint of the state's step; nothing where it is there already."""
-        step = int(state.step)
+        step = int(jax.device_get(state.step))
         items = {
             "params": ocp.args.StandardSave(state.params),
             "meta": ocp.args.JsonSave({"format": FORMAT, **meta}),

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from ttm_jax.multiplication import AUGMENTATIONS, MAX_DIGITS, SEQ_LEN, STAGES, MultiplicationDataset, held_out_pairs
 
 DTypeName = Literal["float32", "bfloat16", "float64"]
+RematName = Literal["none", "dots", "deep_dots", "full"]
 
 
 class ConfigError(ValueError):
@@ -48,7 +49,7 @@ class ModelConfig:
     carry_head: bool = False
     dtype: DTypeName = "float32"
     param_dtype: DTypeName = "float32"
-    remat: Literal["none", "dots", "deep_dots", "full"] = "dots"
+    remat: RematName = "dots"
 
     def __post_init__(self) -> None:
         _require_positive(self, "width", "memory_size", "process_size", "num_layers", "mlp_dim", "num_heads")

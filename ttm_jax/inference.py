@@ -37,9 +37,12 @@ class Multiplier(AnyMultiplier):
         rows = min(batch_size, 1 << (len(inputs_BxS) - 1).bit_length())  # few shapes, so few compilations
         padding = np.repeat(inputs_BxS[:1], -len(inputs_BxS) % rows, axis=0)
         padded = np.concatenate([inputs_BxS, padding]).reshape(-1, rows, inputs_BxS.shape[1])
-        chunks = [_predict(self.model, self.variables, chunk, num_steps) for chunk in padded]
+        leaf = jax.tree.leaves(self.variables)[0]
+        devices = list(leaf.devices()) if isinstance(leaf, jax.Array) else []
+        device = devices[0] if len(devices) == 1 else None  # where the network is, or the default device
+        chunks = [_predict(self.model, self.variables, jax.device_put(chunk, device), num_steps) for chunk in padded]
         predictions, probabilities = (
-            np.concatenate([np.asarray(chunk[i]) for chunk in chunks])[: len(inputs_BxS)] for i in range(2)
+            np.concatenate(parts)[: len(inputs_BxS)] for parts in zip(*jax.device_get(chunks), strict=True)
         )
         return predictions, probabilities
 

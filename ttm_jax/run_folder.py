@@ -21,8 +21,8 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 class RunFolder:
     """Reads and writes the files of one run.
 
-    `metrics.jsonl` has a line for each window of training steps ("kind": "train") and for each evaluation
-    ("kind": "eval"); "step" counts the optimiser steps done.
+    `metrics.jsonl` has a line for each window of training steps ("kind": "train"), for each evaluation ("kind":
+    "eval") and for each time that memory ran out ("kind": "fallback"); "step" counts the optimiser steps done.
     """
 
     def __init__(self, path: str | Path):

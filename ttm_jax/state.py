@@ -1,5 +1,6 @@
 """The state of a training and the two pure steps on it."""
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -8,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from ttm_jax.config import Config
+from ttm_jax.config import Config, RematName
 from ttm_jax.losses import CARRY_LOSS_SCALE, compute_carry_loss, compute_total_loss
-from ttm_jax.metrics import exact_match, position_accuracy, sequence_accuracy
+from ttm_jax.metrics import create_target_mask, exact_match, position_accuracy, sequence_accuracy
 from ttm_jax.multiplier import TTMModel, apply_eos_masking, detect_eos
 from ttm_jax.optimizer import learning_rate_schedule, make_optimizer
 
@@ -72,27 +73,72 @@ def loss_fn(
     return loss, logits_BxTxV
 
 
-@partial(jax.jit, donate_argnums=0)
-def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict[str, Any]]:
+@partial(jax.jit, donate_argnums=0, static_argnames=("micro_batches", "remat"))
+def train_step(
+    state: TrainState, batch: dict[str, jax.Array], micro_batches: int = 1, remat: RematName | None = None
+) -> tuple[TrainState, dict[str, Any]]:
     """One optimiser step on `batch`: "inputs" [B, S], "targets" [B, T] and, for a carry head, "carries" [B, T].
 
-    T machine steps are run.
+    T machine steps are run. Two options take less memory and, to rounding, change nothing else:
+
+    Args:
+        state: donated, so don't use it again.
+        batch: of the next step.
+        micro_batches: equal parts of the batch, whose gradients are computed one after the other and added up.
+            With dropout, the i-th draws from its own key, `fold_in(key of the step, i)`, so that other units are
+            dropped than in the whole batch.
+        remat: in place of the config's, where it is given.
 
     Returns the next state and metrics: "loss", "grad_norm" (before clipping), "learning_rate" and "exact_match"
-    [B], True for each example answered right. The state given is donated: don't use it again.
+    [B], True for each example answered right.
+
+    Raises:
+        ValueError: if `micro_batches` doesn't divide B.
     """
     key = jax.random.fold_in(state.key, state.step)
-    (loss, logits_BxTxV), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params, state.model, batch, key)
+    model = state.model
+    if remat is not None:
+        model = model.clone(config=dataclasses.replace(model.config, remat=remat))
+    loss, matches_B, grads = _gradients(state.params, model, batch, key, micro_batches)
     optimizer = make_optimizer(state.config.optimizer)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics = {
         "loss": loss,
         "grad_norm": optax.tree.norm(grads),
         "learning_rate": learning_rate_schedule(state.config.optimizer)(state.step),
-        "exact_match": exact_match(logits_BxTxV.argmax(axis=-1), batch["targets"]),
+        "exact_match": matches_B,
     }
     params = optax.apply_updates(state.params, updates)
     return state.replace(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+
+def _gradients(
+    params: dict, model: TTMModel, batch: dict[str, jax.Array], key: jax.Array, micro_batches: int
+) -> tuple[jax.Array, jax.Array, dict]:
+    """Loss, whether each example is answered right [B], and gradients."""
+
+    def gradients(batch: dict[str, jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array, dict]:
+        (loss, logits_BxTxV), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, model, batch, key)
+        return loss, exact_match(logits_BxTxV.argmax(axis=-1), batch["targets"]), grads
+
+    if micro_batches == 1:
+        return gradients(batch, key)
+    B = batch["targets"].shape[0]
+    if micro_batches < 1 or B % micro_batches:
+        raise ValueError(f"micro_batches must divide the batch of {B}, got {micro_batches}")
+
+    def add(total: dict, part: tuple[dict[str, jax.Array], jax.Array]) -> tuple[dict, tuple[jax.Array, ...]]:
+        batch, i = part
+        count = create_target_mask(batch["targets"]).sum()  # the loss is a mean over so many tokens
+        loss, matches, grads = gradients(batch, jax.random.fold_in(key, i))
+        return jax.tree.map(lambda t, g: t + count.astype(t.dtype) * g, total, grads), (count, count * loss, matches)
+
+    parts = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), batch)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params)
+    total, (counts, losses, matches) = jax.lax.scan(add, zeros, (parts, jnp.arange(micro_batches)))
+    count = counts.sum()
+    grads = jax.tree.map(lambda t, x: (t / count.astype(t.dtype)).astype(x.dtype), total, params)
+    return losses.sum() / count, matches.reshape(B), grads
 
 
 @partial(jax.jit, static_argnames="model")

@@ -16,14 +16,23 @@ import numpy as np
 from ttm_jax.answers import answer_pairs
 from ttm_jax.checkpoint import FORMAT, CheckpointFolder, load_state
 from ttm_jax.cli import Parser
-from ttm_jax.config import Config, ConfigError
+from ttm_jax.config import Config, ConfigError, RematName
+from ttm_jax.fallback import StepPlan
 from ttm_jax.inference import Multiplier
 from ttm_jax.loop import NonFiniteLoss, TrainingLoop
 from ttm_jax.run_folder import provenance
-from ttm_jax.state import TrainState, create_state, train_step
+from ttm_jax.state import TrainState, create_state, random_keys, train_step
 from ttm_jax.training_command import make_training_parser, resolve, run_training
 
 __all__ = ["NonFiniteLoss", "Trainer", "main", "make_parser", "resolve"]
+
+# What keeps less than a `model.remat`, the strongest last.
+_STRONGER: dict[RematName, tuple[RematName, ...]] = {
+    "none": ("dots", "full"),
+    "dots": ("full",),
+    "deep_dots": ("full",),
+    "full": (),
+}
 
 
 class Trainer(TrainingLoop[TrainState]):
@@ -46,11 +55,11 @@ class Trainer(TrainingLoop[TrainState]):
             raise ConfigError("model.dtype and model.param_dtype float64 need JAX_ENABLE_X64=1 in the environment")
         super().__init__(config, workdir, resume, stop_requested)
 
-    def _create_state(self) -> TrainState:
-        return create_state(self.config)
+    def _create_state(self, plan: StepPlan) -> TrainState:
+        return self._put(create_state(self.config), plan)
 
-    def _load_state(self, checkpoint: Path) -> TrainState:
-        return load_state(checkpoint, self.config)
+    def _load_state(self, checkpoint: Path, plan: StepPlan) -> TrainState:
+        return self._put(load_state(checkpoint, self.config), plan)
 
     def _open_checkpoints(self, kind: str) -> CheckpointFolder:
         return CheckpointFolder(self.folder.path, kind)
@@ -60,15 +69,50 @@ class Trainer(TrainingLoop[TrainState]):
 
     def describe_model(self) -> str:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
-        return f"{parameters:,} parameters on {jax.devices()[0].device_kind}"
+        (device,) = self.state.step.devices()
+        return f"{parameters:,} parameters on {device.device_kind}"
 
-    def _train_step(self, arrays: dict[str, np.ndarray]) -> Mapping[str, Any]:
-        self.state, metrics = train_step(self.state, arrays)
+    def _train_step(self, arrays: dict[str, np.ndarray], plan: StepPlan) -> Mapping[str, Any]:
+        batch = self._put(arrays, plan)
+        self.state, metrics = train_step(self.state, batch, micro_batches=plan.micro_batches, remat=plan.remat)
         return metrics
 
-    def _answer(self, pairs_Px2: np.ndarray, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    def _fetch(self, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+        return jax.device_get(metrics)
+
+    def _answer(self, pairs_Px2: np.ndarray, num_steps: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         multiplier = Multiplier(self.state.model, {"params": self.state.params}, self.config, self.folder.path)
-        return answer_pairs(multiplier, pairs_Px2, num_steps, self.config.train.eval_batch_size)
+        return answer_pairs(multiplier, pairs_Px2, num_steps, batch_size)
+
+    def _is_out_of_memory(self, error: Exception) -> bool:
+        return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+    def _next_plan(self, plan: StepPlan) -> StepPlan | None:
+        return plan.next(self.config.data.batch_size, _STRONGER[self.config.model.remat], _has_cpu_besides())
+
+    def _copy_state(self) -> Mapping[str, Any] | None:
+        state = self.state
+        changing = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+        if any(leaf.is_deleted() for leaf in jax.tree.leaves(changing)):
+            return None
+        return jax.tree.map(np.array, jax.device_get(changing))  # what device_get gives may be the device's own memory
+
+    def _put_state(self, copy: Mapping[str, Any], plan: StepPlan) -> TrainState:
+        return self._put(self.state.replace(**copy, key=random_keys(self.config)[1]), plan)
+
+    def _put(self, tree: Any, plan: StepPlan) -> Any:
+        """Arrays on the device of the plan; on the default device uncommitted, as a fresh state is."""
+        return jax.device_put(tree, None if plan.device is None else jax.local_devices(backend=plan.device)[0])
+
+
+def _has_cpu_besides() -> bool:
+    """Whether there is a CPU besides the default device; JAX_PLATFORMS may leave it out."""
+    if jax.default_backend() == "cpu":
+        return False
+    try:
+        return len(jax.local_devices(backend="cpu")) > 0
+    except RuntimeError:
+        return False
 
 
 def make_parser() -> Parser:

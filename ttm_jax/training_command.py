@@ -23,6 +23,7 @@ from ttm_jax.config import (
     override,
 )
 from ttm_jax.display import make_display
+from ttm_jax.fallback import OutOfMemory
 from ttm_jax.loop import NonFiniteLoss, TrainingLoop
 from ttm_jax.run_folder import RunFolder
 
@@ -116,7 +117,7 @@ def run_training(
         display.message(f"{trainer.describe_model()}; run folder {workdir}")
         try:
             ended = trainer.run(display)
-        except NonFiniteLoss as error:
+        except (NonFiniteLoss, OutOfMemory, CheckpointError) as error:
             return fail(parser, error, 1)
         except KeyboardInterrupt:
             return fail(parser, f"stopped at once; --resume goes on from the latest checkpoint of {workdir}", 130)

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from ttm_torch.config import Config
 from ttm_torch.losses import CARRY_LOSS_SCALE, compute_carry_loss, compute_total_loss
-from ttm_torch.metrics import exact_match, position_accuracy, sequence_accuracy
+from ttm_torch.metrics import create_target_mask, exact_match, position_accuracy, sequence_accuracy
 from ttm_torch.multiplier import TTMModel, apply_eos_masking, detect_eos
 from ttm_torch.optimizer import Scheduler, make_optimizer, make_scheduler
 
@@ -87,23 +87,48 @@ def train_step_with_metrics(
     optimizer: torch.optim.Optimizer,
     scheduler: LRScheduler | None = None,
     max_grad_norm: float | None = 1.0,
+    micro_batches: int = 1,
 ) -> dict[str, Any]:
-    """As `train_step`; gives "loss", "grad_norm" (before clipping), "learning_rate" and "exact_match" [B]."""
+    """As `train_step`; gives "loss", "grad_norm" (before clipping), "learning_rate" and "exact_match" [B].
+
+    Gradients are computed of so many equal parts of the batch, one after the other, and added up.
+
+    Raises:
+        ValueError: if `micro_batches` doesn't divide B.
+    """
     model.train()
     batch = _tensors(model, batch)
-    loss, logits_BxTxV = loss_fn(model, batch)
     optimizer.zero_grad()
-    loss.backward()
+    loss, matches_B = _compute_gradients(model, batch, micro_batches)
     metrics = {
-        "loss": loss.detach(),
+        "loss": loss,
         "grad_norm": _clip_gradients(model, max_grad_norm),
         "learning_rate": optimizer.param_groups[0]["lr"],
-        "exact_match": exact_match(logits_BxTxV.argmax(dim=-1), batch["targets"]),
+        "exact_match": matches_B,
     }
     optimizer.step()
     if scheduler is not None:
         scheduler.step()
     return metrics
+
+
+def _compute_gradients(model: TTMModel, batch: dict[str, Tensor], micro_batches: int) -> tuple[Tensor, Tensor]:
+    """Adds to the parameters' gradients; loss, and whether each example is answered right [B].
+
+    The loss is a mean over target tokens, so that of a micro-batch counts by its share of them.
+    """
+    B = len(batch["targets"])
+    if micro_batches < 1 or B % micro_batches:
+        raise ValueError(f"micro_batches must divide the batch of {B}, got {micro_batches}")
+    count, losses, matches = create_target_mask(batch["targets"]).sum(), [], []
+    for start in range(0, B, B // micro_batches):
+        part = {name: tensor[start : start + B // micro_batches] for name, tensor in batch.items()}
+        loss, logits_BxTxV = loss_fn(model, part)
+        loss = loss * (create_target_mask(part["targets"]).sum().to(loss.dtype) / count)
+        loss.backward()
+        losses.append(loss.detach())
+        matches.append(exact_match(logits_BxTxV.detach().argmax(dim=-1), part["targets"]))
+    return torch.stack(losses).sum(), torch.cat(matches)
 
 
 def _clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:

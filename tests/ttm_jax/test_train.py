@@ -196,7 +196,7 @@ def scripted(monkeypatch):
     def script(*accuracies):
         remaining = iter(accuracies)
 
-        def step(state, batch):
+        def step(state, batch, **options):
             metrics = {"loss": 1.0, "grad_norm": 1.0, "learning_rate": 0.1, "exact_match": np.zeros(8, bool)}
             return state.replace(step=state.step + 1), metrics
 
@@ -285,9 +285,9 @@ class TestNonFiniteLoss:
     def test_nothing_is_saved_whichever_step_it_is(self, run, bad, name, tiny_config, monkeypatch, train):
         """The first after a resume, one within a window, and the last before an evaluation."""
 
-        def step(state, batch):
+        def step(state, batch, **options):
             number = int(state.step)
-            state, metrics = train_step(state, batch)
+            state, metrics = train_step(state, batch, **options)
             return state, {**metrics, name: np.inf} if number == bad else metrics
 
         monkeypatch.setattr(ttm_jax.train, "train_step", step)
@@ -297,8 +297,8 @@ class TestNonFiniteLoss:
         assert {kind: checksums(run / kind) for kind in (LATEST, BEST)} == before
 
     def test_before_the_first_checkpoint(self, tiny_config, tmp_path, monkeypatch, train):
-        def step(state, batch):
-            state, metrics = train_step(state, batch)
+        def step(state, batch, **options):
+            state, metrics = train_step(state, batch, **options)
             return state, {**metrics, "loss": np.nan}
 
         monkeypatch.setattr(ttm_jax.train, "train_step", step)
