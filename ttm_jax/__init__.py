@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from ttm_jax.metrics import create_target_mask, exact_match, position_accuracy, sequence_accuracy, wilson_interval
     from ttm_jax.multiplication import MultiplicationDataset, augment_batch, held_out_pairs, is_held_out
     from ttm_jax.multiplier import (
+        DirectTransformer,
         OutputHead,
         TTMModel,
         apply_digit_mask,
@@ -107,6 +108,7 @@ __all__ = [
     "ConfigError",
     "CurriculumConfig",
     "DataConfig",
+    "DirectTransformer",
     "FeedForward",
     "MLPStack",
     "MLPSummarizer",
@@ -202,7 +204,7 @@ _NAMES = {
     "layers": "FeedForward MultiHeadAttention Positions",
     "machine": "SimpleTokenTuringMachine SimpleTokenTuringMachineStep TokenTuringMachine TokenTuringMachineStep",
     "multiplier": (
-        "OutputHead TTMModel apply_digit_mask apply_eos_boost apply_eos_masking create_eos_mask "
+        "DirectTransformer OutputHead TTMModel apply_digit_mask apply_eos_boost apply_eos_masking create_eos_mask "
         "create_position_indices detect_eos extract_eos_probs"
     ),
     "losses": (

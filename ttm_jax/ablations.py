@@ -34,6 +34,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "write by concatenation": ("--model.write", "concat"),
     "Mixer": ("--model.processing", "mixer"),
     "MLP": ("--model.processing", "mlp"),
+    "plain Transformer": ("--model.kind", "transformer"),
+    "plain Transformer of 4 blocks": ("--model.kind", "transformer", "--model.num-layers", "4"),
 }
 
 

@@ -30,9 +30,10 @@ class ModelConfig:
     """The multiplier; see `TokenTuringMachine` for the fields of the machine.
 
     `carry_head` adds logits of the carry out of each place, and their cross-entropy to the training loss. Under `remat`
-    "none" no step is recomputed.
+    "none" no step is recomputed. `kind` "transformer" is a baseline without a machine, see `DirectTransformer`.
     """
 
+    kind: Literal["machine", "transformer"] = "machine"
     width: int = 128
     memory_size: int = 96
     process_size: int = 16

@@ -30,12 +30,14 @@ def measure_flops(model: TTMModel | Machine, input_shape: tuple[int, ...] | None
         input_shape: [B, S] of a multiplier, one problem where None; [B, T, N, D] of a machine.
 
     Raises:
-        ValueError: if the shape is not the model's.
+        ValueError: if the shape is not the model's, or the multiplier has no machine.
     """
     shape = _input_shape(model, input_shape, 1)
     if not isinstance(model, TTMModel):
         B, T, N, D = shape
         return forward_flops(model, N, D, steps=T, batch=B)
+    if model.config.kind != "machine":
+        raise ValueError(f"measure_flops counts machines, not the baseline of kind {model.config.kind!r}")
     B, S = shape
     machine = forward_flops(make_machine(model.config), S, model.config.width, steps=S, batch=B)
     return machine + 2 * B * S * head_cost(model.config)

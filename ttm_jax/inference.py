@@ -11,7 +11,7 @@ import numpy as np
 from ttm_jax.answers import AnyMultiplier
 from ttm_jax.checkpoint import find_checkpoint, load_meta, load_params
 from ttm_jax.config import Config
-from ttm_jax.multiplier import TTMModel
+from ttm_jax.multiplier import TTMModel, make_model
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def load(path: str | Path) -> Multiplier:
     """
     path = find_checkpoint(path)
     config, _ = load_meta(path)
-    return Multiplier(TTMModel(config.model), {"params": load_params(path, config)}, config, path)
+    return Multiplier(make_model(config.model), {"params": load_params(path, config)}, config, path)
 
 
 @partial(jax.jit, static_argnums=(0, 3))

@@ -13,6 +13,7 @@ from ttm_jax.config import ModelConfig
 from ttm_jax.layers import at_least_float32
 from ttm_jax.machine import TokenTuringMachine
 from ttm_jax.multiplication import MAX_CARRY, MAX_DIGITS
+from ttm_jax.processing import TransformerBlock
 from ttm_jax.vocab import EOS_TOKEN, PAD_TOKEN, TIMES_TOKEN, VOCAB_SIZE
 
 NUM_DIGIT_LOGITS = 11  # tokens 0-10: the sign shares the digits' head, so that index is token
@@ -157,19 +158,43 @@ class TTMModel(nn.Module):
         problem_BxSxD = table(VOCAB_SIZE, 1.0, "token_embed")(inputs_BxS) + table(c.seq_len, 0.5, "pos_embed")(
             create_position_indices(inputs_BxS)
         )
-        places_TxD = table(c.seq_len, 0.5, "place_embed")(jnp.arange(num_steps))
-        # A product, since its gradient is one too: XLA's sum over the leading axis takes thirty times as long on a CPU.
-        problem_BxTxSxD = jnp.einsum("bsd,t->btsd", problem_BxSxD, jnp.ones(num_steps, dtype))
-        tokens_BxTxSxD = problem_BxTxSxD + places_TxD[None, :, None]
-
-        machine = make_machine(c, name="machine")
-        outputs_BxTxRxD, _ = machine(tokens_BxTxSxD, train=train)
-        answer_BxTxD = outputs_BxTxRxD[:, :, 0]
+        places_SxD = table(c.seq_len, 0.5, "place_embed")(jnp.arange(c.seq_len))
+        answer_BxTxD = self._answer(problem_BxSxD, places_SxD, num_steps, train)
         logits_BxTxV = OutputHead(c, name="head")(answer_BxTxD)
         if not c.carry_head:
             return logits_BxTxV, None
         carry_head = nn.Dense(MAX_CARRY + 1, dtype=dtype, param_dtype=param_dtype, name="carry_head")
         return logits_BxTxV, at_least_float32(carry_head(answer_BxTxD))
+
+    def _answer(self, problem_BxSxD: jax.Array, places_SxD: jax.Array, num_steps: int, train: bool) -> jax.Array:
+        """The token [B, T, D] that holds the answer for each place: the first that the machine gives at its step."""
+        # A product, since its gradient is one too: XLA's sum over the leading axis takes thirty times as long on a CPU.
+        problem_BxTxSxD = jnp.einsum("bsd,t->btsd", problem_BxSxD, jnp.ones(num_steps, problem_BxSxD.dtype))
+        tokens_BxTxSxD = problem_BxTxSxD + places_SxD[None, :num_steps, None]
+        outputs_BxTxRxD, _ = make_machine(self.config, name="machine")(tokens_BxTxSxD, train=train)
+        return outputs_BxTxRxD[:, :, 0]
+
+
+class DirectTransformer(TTMModel):
+    """The baseline: a plain Transformer that answers all places at once, without steps and without memory.
+
+    Called as `TTMModel`; its blocks see the problem and a token for each of the S places. Of the config's model it
+    uses width, blocks, heads, MLP width, dropout and dtypes.
+    """
+
+    def _answer(self, problem_BxSxD: jax.Array, places_SxD: jax.Array, num_steps: int, train: bool) -> jax.Array:
+        c = self.config
+        dtypes = dict(dtype=jnp.dtype(c.dtype), param_dtype=jnp.dtype(c.param_dtype))
+        places_BxSxD = jnp.broadcast_to(places_SxD, problem_BxSxD.shape)
+        x = jnp.concatenate([problem_BxSxD, places_BxSxD], axis=1)
+        for layer in range(c.num_layers):
+            x = TransformerBlock(c.num_heads, c.mlp_dim, c.dropout_rate, **dtypes, name=f"block_{layer}")(x, train)
+        return nn.LayerNorm(**dtypes, name="norm")(x)[:, c.seq_len : c.seq_len + num_steps]
+
+
+def make_model(config: ModelConfig) -> TTMModel:
+    """The model of a config: of `kind` "machine", or the baseline of `kind` "transformer"."""
+    return {"machine": TTMModel, "transformer": DirectTransformer}[config.kind](config)
 
 
 assert PAD_TOKEN == VOCAB_SIZE - 1 == NUM_DIGIT_LOGITS + 1  # the order in which the head concatenates

@@ -12,7 +12,7 @@ from flax import struct
 from ttm_jax.config import Config, RematName
 from ttm_jax.losses import CARRY_LOSS_SCALE, compute_carry_loss, compute_total_loss
 from ttm_jax.metrics import create_target_mask, exact_match, position_accuracy, sequence_accuracy
-from ttm_jax.multiplier import TTMModel, apply_eos_masking, detect_eos
+from ttm_jax.multiplier import TTMModel, apply_eos_masking, detect_eos, make_model
 from ttm_jax.optimizer import learning_rate_schedule, make_optimizer
 
 
@@ -29,7 +29,7 @@ class TrainState(struct.PyTreeNode):
 
 def create_state(config: Config) -> TrainState:
     """A fresh state; parameters and dropout follow from `config.train.seed` alone."""
-    model = TTMModel(config.model)
+    model = make_model(config.model)
     init_key, dropout_key = random_keys(config)
     params = _init_params(model, init_key)
     return TrainState(

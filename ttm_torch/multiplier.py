@@ -74,8 +74,10 @@ def apply_eos_masking(logits_BxSxV: Tensor, has_eos_BxS: Tensor) -> Tensor:
     return apply_eos_boost(apply_digit_mask(logits_BxSxV, mask_BxS), mask_BxS)
 
 
-def check_dtypes(config: ModelConfig) -> None:
-    """Raises ConfigError for a pair of types that the twin does not compute with."""
+def check_model(config: ModelConfig) -> None:
+    """Raises ConfigError for what the twin does not have: the baseline, or a pair of types."""
+    if config.kind != "machine":
+        raise ConfigError(f"model.kind must in PyTorch be machine, got {config.kind}: the baseline is JAX's alone")
     if (config.dtype, config.param_dtype) not in DTYPES:
         raise ConfigError(
             "model.dtype and model.param_dtype must in PyTorch be both float32, both float64, or bfloat16 and float32; "
@@ -109,13 +111,13 @@ class TTMModel(nn.Module):
     effect: it changes no result.
 
     Raises:
-        ConfigError: for types other than those of DTYPES.
+        ConfigError: for types other than those of DTYPES, and for the baseline.
     """
 
     def __init__(self, config: ModelConfig | None = None):
         super().__init__()
         self.config = c = ModelConfig() if config is None else config
-        check_dtypes(c)
+        check_model(c)
         self.token_embed = Embedding(VOCAB_SIZE, c.width, normal(1.0))
         self.pos_embed = Embedding(c.seq_len, c.width, normal(0.5))
         self.place_embed = Embedding(c.seq_len, c.width, normal(0.5))

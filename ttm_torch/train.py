@@ -24,7 +24,7 @@ from ttm_torch.checkpoint import FORMAT, CheckpointFolder, load_state
 from ttm_torch.config import Config
 from ttm_torch.device import add_device_flag, find_device
 from ttm_torch.inference import Multiplier
-from ttm_torch.multiplier import check_dtypes
+from ttm_torch.multiplier import check_model
 from ttm_torch.run_folder import device_name, provenance
 from ttm_torch.state import TrainState, create_state, random_seed, train_step_with_metrics
 
@@ -52,7 +52,7 @@ class Trainer(TrainingLoop[TrainState]):
         stop_requested: Callable[[], bool] = lambda: False,
         device: str | None = None,
     ):
-        check_dtypes(config.model)
+        check_model(config.model)
         self.device = find_device(device)
         self._in_a_step: TrainState | None = None
         super().__init__(config, workdir, resume, stop_requested)

@@ -1,14 +1,17 @@
 """The multiplier: place values, EOS masking, and what its forward pass depends on."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ttm_jax.config import ModelConfig
-from ttm_jax.multiplication import encode_problems
+from ttm_jax.multiplication import MAX_CARRY, encode_problems
 from ttm_jax.multiplier import (
     PAD_LOGIT,
+    DirectTransformer,
     TTMModel,
     apply_digit_mask,
     apply_eos_boost,
@@ -17,6 +20,7 @@ from ttm_jax.multiplier import (
     create_position_indices,
     detect_eos,
     extract_eos_probs,
+    make_model,
 )
 from ttm_jax.vocab import EOS_TOKEN, PAD_TOKEN, VOCAB_SIZE
 
@@ -215,3 +219,31 @@ def test_inputs_of_another_shape_are_refused(inputs):
 def test_impossible_numbers_of_steps_are_refused(num_steps):
     with pytest.raises(ValueError, match=rf"num_steps must be in 1\.\.12, got {num_steps}"):
         jax.eval_shape(lambda key: MODEL.init(key, INPUTS, num_steps=num_steps), jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def baseline(random_params):
+    model = make_model(dataclasses.replace(MODEL.config, kind="transformer", carry_head=True))
+    return model, {"params": random_params(model, INPUTS)}
+
+
+def test_the_baseline_has_no_machine(baseline):
+    model, variables = baseline
+    assert type(model) is DirectTransformer
+    assert "machine" not in variables["params"]
+    logits_BxTxV, carry_logits_BxTxC = model.apply(variables, INPUTS, num_steps=5, method="heads")
+    assert (logits_BxTxV.shape, carry_logits_BxTxC.shape) == ((4, 5, VOCAB_SIZE), (4, 5, MAX_CARRY + 1))
+
+
+def test_the_baseline_gives_the_same_places_however_many_are_asked_for(baseline):
+    model, variables = baseline
+    few, all_ = (model.apply(variables, INPUTS, num_steps=steps, method="raw_logits") for steps in (3, 12))
+    np.testing.assert_allclose(few, all_[:, :3], rtol=1e-5, atol=1e-5)
+
+
+def test_the_baseline_tells_places_and_problems_apart(baseline):
+    model, variables = baseline
+    logits_BxTxV = np.asarray(model.apply(variables, INPUTS, method="raw_logits"))[..., :PAD_TOKEN]
+    first, second = logits_BxTxV[0], logits_BxTxV[3]
+    assert np.abs(first - second).max(axis=-1).min() > 1e-3
+    assert np.abs(first[0] - first[1:]).max(axis=-1).min() > 1e-3

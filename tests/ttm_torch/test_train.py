@@ -270,13 +270,18 @@ class TestBfloat16:
     @pytest.mark.parametrize(
         "dtypes", [("bfloat16", "bfloat16"), ("float64", "float32"), ("float32", "float64"), ("bfloat16", "float64")]
     )
-    def test_what_the_twin_cannot_do_is_refused(self, dtypes, tiny_config, tmp_path):
+    def test_types_that_the_twin_does_not_have_are_refused(self, dtypes, tiny_config, tmp_path):
         changes = dict(zip(("model.dtype", "model.param_dtype"), dtypes, strict=True))
         config = override(tiny_config, changes)
         for make in (lambda: ttm_torch.TTMModel(config.model), lambda: Trainer(config, tmp_path / "run")):
             with pytest.raises(ConfigError, match=f"must in PyTorch be both .*; got {dtypes[0]} and {dtypes[1]}"):
                 make()
         assert not (tmp_path / "run").exists()
+
+    def test_the_baseline_is_refused(self, tiny_config):
+        config = override(tiny_config, {"model.kind": "transformer"})
+        with pytest.raises(ConfigError, match="model.kind must in PyTorch be machine, got transformer"):
+            ttm_torch.TTMModel(config.model)
 
 
 class TestCommand:
