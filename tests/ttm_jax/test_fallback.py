@@ -219,26 +219,46 @@ def test_from_the_last_step_where_its_state_is_there(
     assert len(display.messages) == 2
 
 
-@pytest.mark.parametrize("bad", [12, 14, 19])
+@pytest.mark.parametrize(
+    ("bad", "times", "said"),
+    [
+        (12, 9, "step 13, whose state is lost: going on from step 10"),
+        (14, 9, "step 15, whose state is lost: going on from step 10"),
+        (19, 9, "step 20, whose state is lost: going on from step 10"),
+        (13, 1, "step 14, whose state is lost: going on from step 10"),  # it is that of step 15
+        (14, 1, "step 15: going on"),
+        (19, 1, "step 20: going on"),  # to the evaluation that is due
+    ],
+)
 def test_an_error_that_shows_when_the_step_is_read(
-    exact_config, undisturbed, monkeypatch, tmp_path, train, display, bad
+    exact_config, undisturbed, monkeypatch, tmp_path, train, display, bad, times, said
 ):
-    """Within a window, at its end, and at the end of an epoch: by then the next step has the state."""
+    """Within a window, where the next step has the state by then, at its end, and at the end of an epoch."""
+    remaining = times
 
     class Failed:
+        def __init__(self, loss):
+            self.loss = loss
+
         def __array__(self):
-            run_out_of_memory()
+            nonlocal remaining
+            remaining -= 1
+            if remaining >= 0:
+                run_out_of_memory()
+            return np.asarray(self.loss)
 
     def step(state, batch, micro_batches, remat):
         number = int(state.step)
         state, metrics = train_step(state, batch, micro_batches=micro_batches, remat=remat)
-        return state, {**metrics, "loss": Failed()} if micro_batches == 1 and number == bad else metrics
+        if micro_batches == 1 and number == bad:
+            metrics = {**metrics, "loss": Failed(metrics["loss"])}
+        return state, metrics
 
     monkeypatch.setattr(ttm_jax.train, "train_step", step)
     with jax.enable_x64(True):
         assert train(exact_config, tmp_path, display=display) == "finished"
         assert_same_end(tmp_path, undisturbed, exact_config)
-    assert "whose state is lost: going on from step 10 with 2 micro-batches of 4" in display.messages[0]
+    assert display.messages[0] == f"out of memory at {said} with 2 micro-batches of 4"
 
 
 def test_the_cpu_is_the_last_resort_and_a_resumed_run_stays_there(
