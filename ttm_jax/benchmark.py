@@ -26,6 +26,7 @@ from ttm_jax.benchmarks.results import (
     SECTIONS,
     ResultError,
     check_folder,
+    check_results,
     describe,
     load_results,
     result_path,
@@ -50,6 +51,7 @@ def make_parser() -> Parser:
     )
     what = parser.add_mutually_exclusive_group()
     for key, text in (
+        ("training", "the training step of the shipped configs: alone, with its data, by operation"),
         ("batch_sizes", "training throughput and memory against the batch size"),
         ("history", "a step against the length of the history, beside a causal Transformer"),
         ("unrolled", "the scan against the steps unrolled in Python"),
@@ -64,6 +66,12 @@ def make_parser() -> Parser:
         metavar="FILE",
         help=f"measure nothing; write the results of --out into this page, {PAGE} where none is named",
     )
+    parser.add_argument(
+        "--profile",
+        type=Path,
+        metavar="DIR",
+        help="with --training: keep the traces, for Perfetto and TensorBoard, in a folder a device and config",
+    )
     parser.add_argument("--quick", action="store_true", help="under a minute; written only where --out is given")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of tables")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help=f"of the results, a file a device (default: {OUT})")
@@ -74,6 +82,8 @@ def make_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
+    if args.profile and args.key != "training":
+        parser.error("--profile keeps the traces of --training, which is not asked for")
     try:
         if args.page:
             return _write_page(args)
@@ -115,7 +125,10 @@ def _measure(args: argparse.Namespace) -> int:
     devices = devices_present()
     heads = [describe(device) for device in devices]
     if folder:
-        check_folder(folder, [head["name"] for head in heads])
+        check_folder("--out", folder)
+        check_results(folder, [head["name"] for head in heads])
+    if args.profile:
+        check_folder("--profile", args.profile)
     console = Console()
     shown: dict[str, Any] = {}
     for device, head in zip(devices, heads, strict=True):
@@ -123,7 +136,8 @@ def _measure(args: argparse.Namespace) -> int:
             console.print(_headline(head), highlight=False, soft_wrap=True)
         module = SECTIONS[args.key]
         with show_progress() as progress:
-            section = section_of(device, args.quick, module.measure(device, args.quick, progress))
+            options = {"traces": args.profile / device.platform} if args.profile else {}
+            section = section_of(device, args.quick, module.measure(device, args.quick, progress, **options))
         shown[head["name"]] = {**head, args.key: section}
         if not args.json:
             for table in module.tables(section):
@@ -132,12 +146,18 @@ def _measure(args: argparse.Namespace) -> int:
                 console.print(note, highlight=False)
         if folder:
             path = save_section(folder, head, args.key, section)
-            written = [path, *_draw(shown[head["name"]], path)]
-            if not args.json:
-                console.print(*(f"written: {path}" for path in written), sep="\n", highlight=False, soft_wrap=True)
+            _print_written(console, args, path, *_draw(shown[head["name"]], path))
+        if args.profile:
+            traces = (args.profile / device.platform).glob("**/perfetto_trace.json.gz")
+            _print_written(console, args, *sorted(traces))
     if args.json:
         print(json.dumps(shown))
     return 0
+
+
+def _print_written(console: Console, args: argparse.Namespace, *paths: Path) -> None:
+    if not args.json:
+        console.print(*(f"written: {path}" for path in paths), sep="\n", highlight=False, soft_wrap=True)
 
 
 def _write_page(args: argparse.Namespace) -> int:

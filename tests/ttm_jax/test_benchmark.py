@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from ttm_jax import TokenTuringMachine, benchmark, measure_flops
-from ttm_jax.benchmarks import batch_sizes, history, operations, page, remat, unrolled, workload
+from ttm_jax.benchmarks import batch_sizes, history, operations, page, remat, training, unrolled, workload
 from ttm_jax.benchmarks.ceilings import CeilingSizes
 from ttm_jax.benchmarks.figures import draw_history
 from ttm_jax.benchmarks.progress import Progress, show_progress
@@ -53,6 +53,7 @@ def sections(config):
     sizes = operations.Sizes(product=8, sequences=3, batch_size=2, num_tokens=5, num_steps=2)
     return {
         "operations": measured(operations, sizes=sizes, config=config, ceiling=CEILING),
+        "training": measured(training, configs={"tiny": config}, ceiling=CEILING),
         "batch_sizes": measured(batch_sizes, config=config, batch_sizes=(2,), ceiling=CEILING),
         "history": measured(history, sizes=history.Sizes(2, 3, config.model), lengths=(4, 2)),
         "unrolled": measured(unrolled, cases=[unrolled.Case(2, 4, 2)], machine=SCENIC, width=16),
@@ -369,7 +370,7 @@ def test_a_run_writes_the_file_of_its_device(run, tmp_path):
 
 
 def test_sections_are_added_to_the_file_in_order(run, tmp_path):
-    for flag in ("--remat", "--history", "--batch-sizes", "--against-unrolled"):
+    for flag in ("--remat", "--history", "--training", "--batch-sizes", "--against-unrolled"):
         assert run(flag, "--out", "r")[0] == 0
     assert run("--out", "r")[0] == 0
     (path,) = (tmp_path / "r").glob("*.json")

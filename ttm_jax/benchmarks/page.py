@@ -14,6 +14,7 @@ BEGIN = "<!-- measured: begin; python -m ttm_jax.benchmark --page writes what is
 END = "<!-- measured: end -->"
 TITLES = {
     "operations": "Operations",
+    "training": "Training step",
     "batch_sizes": "Batch size",
     "history": "Length of the history",
     "unrolled": "Scanned and unrolled",

@@ -9,13 +9,14 @@ from typing import Any
 
 import jax
 
-from ttm_jax.benchmarks import batch_sizes, history, operations, remat, unrolled
+from ttm_jax.benchmarks import batch_sizes, history, operations, remat, training, unrolled
 from ttm_jax.hardware import describe_device, detect_machine
 from ttm_jax.run_folder import provenance
 
 # In the order of the page; each with the flag that measures it.
 SECTIONS: dict[str, ModuleType] = {
     "operations": operations,
+    "training": training,
     "batch_sizes": batch_sizes,
     "history": history,
     "unrolled": unrolled,
@@ -23,6 +24,7 @@ SECTIONS: dict[str, ModuleType] = {
 }
 FLAGS = {
     "operations": "",
+    "training": "--training",
     "batch_sizes": "--batch-sizes",
     "history": "--history",
     "unrolled": "--against-unrolled",
@@ -103,8 +105,8 @@ def save_section(folder: Path, head: dict[str, Any], key: str, section: dict[str
     return path
 
 
-def check_folder(folder: Path, names: list[str]) -> None:
-    """Makes the folder, and sees that results of these devices can be written there.
+def check_folder(flag: str, folder: Path) -> None:
+    """Makes the folder that a flag names, and sees that files can be written there.
 
     Raises:
         ResultError: if not.
@@ -114,7 +116,15 @@ def check_folder(folder: Path, names: list[str]) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ResultError(f"--out {folder}: {error.strerror}") from None
+        raise ResultError(f"{flag} {folder}: {error.strerror}") from None
+
+
+def check_results(folder: Path, names: list[str]) -> None:
+    """Sees that what there is of these devices can be added to.
+
+    Raises:
+        ResultError: if not.
+    """
     for path in (result_path(folder, name) for name in names):
         if path.exists():
             load_result(path)
