@@ -18,7 +18,7 @@ from typing import Any, Literal
 from ttm_jax.multiplication import AUGMENTATIONS, MAX_DIGITS, SEQ_LEN, STAGES, MultiplicationDataset, held_out_pairs
 
 DTypeName = Literal["float32", "bfloat16", "float64"]
-RematName = Literal["none", "dots", "deep_dots", "full"]
+RematName = Literal["none", "dots", "deep_dots", "full"]  # the one that takes the least memory last
 
 
 class ConfigError(ValueError):

@@ -21,7 +21,7 @@ class StepPlan:
 
     Attributes:
         micro_batches: equal parts of the batch, one after the other, whose gradients are added up.
-        remat: what a machine step keeps for the backward pass, as `model.remat`; the config's where None.
+        remat: what a machine step keeps for the backward pass; what the config says where None.
         device: "cpu"; the default device where None.
     """
 

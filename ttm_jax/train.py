@@ -8,7 +8,7 @@ python -m ttm_jax.train --workdir runs/quick --resume    # go on
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
@@ -25,14 +25,6 @@ from ttm_jax.state import TrainState, create_state, random_keys, train_step
 from ttm_jax.training_command import make_training_parser, resolve, run_training
 
 __all__ = ["NonFiniteLoss", "Trainer", "main", "make_parser", "resolve"]
-
-# What keeps less than a `model.remat`, the strongest last.
-_STRONGER: dict[RematName, tuple[RematName, ...]] = {
-    "none": ("dots", "full"),
-    "dots": ("full",),
-    "deep_dots": ("full",),
-    "full": (),
-}
 
 
 class Trainer(TrainingLoop[TrainState]):
@@ -88,7 +80,9 @@ class Trainer(TrainingLoop[TrainState]):
         return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
 
     def _next_plan(self, plan: StepPlan) -> StepPlan | None:
-        return plan.next(self.config.data.batch_size, _STRONGER[self.config.model.remat], _has_cpu_besides())
+        remats = get_args(RematName)
+        stronger = remats[remats.index(self.config.model.remat) + 1 :]
+        return plan.next(self.config.data.batch_size, stronger, _has_cpu_besides())
 
     def _copy_state(self) -> Mapping[str, Any] | None:
         state = self.state
