@@ -73,7 +73,8 @@ def test_the_traces_are_for_the_usual_viewers(section, traces):
 def test_tables_and_notes(section):
     step, costliest = training.tables(section)
     forms = ("a step alone", "a step in the loop", "making the batch")
-    assert [row[0] for row in step.rows] == [f"tiny, batch 8, 5 places: {form}" for form in forms]
+    assert step.title == "training step (tiny: batch 8, 5 places)"
+    assert [row[0] for row in step.rows] == [f"tiny: {form}" for form in forms]
     assert step.rows[0][3] == percent(section["rows"][0]["flops_fraction"])
     assert len(costliest.rows) == 10
     assert costliest.title.startswith("tiny: the ten costliest of all operations of a step, ")
@@ -87,7 +88,7 @@ def test_a_step_that_does_not_fit_is_not_run(tiny_config, monkeypatch):
     monkeypatch.setattr(training, "too_large", lambda program, device: "takes 9 GB, 1 GB are free")
     section = measure(tiny_config)
     (table,) = training.tables(section)
-    assert table.rows == [["tiny, batch 8, 5 places", "not run", "-", "-"]]
+    assert table.rows == [["tiny", "not run", "-", "-"]]
     assert training.notes(section) == ["tiny: not run: it takes 9 GB, 1 GB are free."]
 
 

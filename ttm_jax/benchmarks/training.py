@@ -170,9 +170,10 @@ class _Turns:
 
 def tables(section: dict[str, Any]) -> list[Table]:
     """The steps, and the costliest operations of each config."""
-    rows, costliest = [], []
+    rows, sizes, costliest = [], [], []
     for row in section["rows"]:
-        name = f"{row['config']}, batch {row['batch_size']}, {row['num_steps']} places"
+        name = row["config"]
+        sizes.append(f"{name}: batch {row['batch_size']}, {row['num_steps']} places")
         if "skipped" in row:
             rows.append([name, "not run", "-", "-"])
             continue
@@ -181,7 +182,8 @@ def tables(section: dict[str, Any]) -> list[Table]:
             share = percent(reached[form]) if form in FORMS else "-"
             rows.append([f"{name}: {label}", median(row[form]), quartiles(row[form]), share])
         costliest.append(_costliest(row))
-    return [Table("training step", ["config", "median", "quartiles", "of ceiling"], rows), *costliest]
+    title = f"training step ({'; '.join(sizes)})"
+    return [Table(title, ["config", "median", "quartiles", "of ceiling"], rows), *costliest]
 
 
 def _costliest(row: dict[str, Any]) -> Table:
