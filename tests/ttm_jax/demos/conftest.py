@@ -1,0 +1,31 @@
+"""Small multipliers with random parameters, in every mode, without training."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ttm_jax.inference import Multiplier
+from ttm_jax.multiplication import encode_problems
+from ttm_jax.multiplier import TTMModel
+
+
+@pytest.fixture(scope="session")
+def make_multiplier(tiny_config, random_params) -> Callable[..., Multiplier]:
+    """`make_multiplier(read="mlp", write="mlp", ...)`: fields of the model that differ from the tiny config."""
+
+    def make(**fields) -> Multiplier:
+        config = dataclasses.replace(tiny_config, model=dataclasses.replace(tiny_config.model, **fields))
+        model = TTMModel(config.model)
+        params = random_params(model, encode_problems(np.array([1]), np.array([1])))
+        return Multiplier(model, {"params": params}, config, Path("random"))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def multiplier(make_multiplier) -> Multiplier:
+    """The modes of the shipped model."""
+    return make_multiplier(read="mlp", write="mlp", memory_size=6, carry_head=True)

@@ -1,0 +1,149 @@
+"""What a trace says is what the network did, and what schoolbook arithmetic says."""
+
+import dataclasses
+import json
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+import ttm_jax
+from ttm_jax.demos.trace import place_name, symbol, trace
+from ttm_jax.multiplication import encode_problems
+from ttm_jax.vocab import EOS_TOKEN, PAD_TOKEN, TIMES_TOKEN
+
+
+@pytest.fixture(scope="module")
+def result(multiplier):
+    return trace(multiplier, 123, 45)
+
+
+def test_the_digits_are_those_of_the_network(multiplier, result):
+    tokens, probabilities = multiplier.predict(encode_problems(np.array([123]), np.array([45])))
+    T = len(result.tokens_T)
+    assert result.tokens_T.tolist() == tokens[0, :T].tolist()
+    assert result.probabilities_T.tolist() == probabilities[0, :T].tolist()
+    assert (tokens[0, : T - 1] != EOS_TOKEN).all()
+    assert T == 12 or tokens[0, T - 1] == EOS_TOKEN
+    assert result.answer == multiplier.multiply([123], [45])[0]
+    assert result.product == 5535
+    assert result.correct == (result.answer == 5535)
+    assert result.seconds > 0
+
+
+def test_right_and_wrong(tiny_run):
+    """Of the single digits a short training got some right."""
+    multiplier = ttm_jax.load(tiny_run.path)
+    pairs = [(a, b) for a in range(10) for b in range(10)]
+    products = multiplier.multiply(*zip(*pairs, strict=True))
+    right = [product == a * b for (a, b), product in zip(pairs, products, strict=True)]
+    for verdict in (True, False):
+        result = trace(multiplier, *pairs[right.index(verdict)])
+        assert result.correct is verdict
+        assert (result.answer == result.product) is verdict
+
+
+def test_an_answer_without_end_is_no_number(multiplier):
+    params = jax.tree.map(np.array, multiplier.variables["params"])
+    params["head"]["digit_head"]["bias"][7] += 100
+    result = trace(dataclasses.replace(multiplier, variables={"params": params}), 11, 7)
+    assert result.tokens_T.tolist() == [7] * 12
+    assert (result.answer, result.correct) == (None, False)
+
+
+def test_schoolbook_columns(result):
+    assert [result.terms(step) for step in range(4)] == [[(3, 5)], [(3, 4), (2, 5)], [(2, 4), (1, 5)], [(1, 4)]]
+    for step in result.steps:
+        carry = int(result.carries_T[step])
+        digit = int(result.targets_T[step]) if result.targets_T[step] < TIMES_TOKEN else 0
+        assert result.column_sum(step) == 10 * carry + digit
+    assert [result.column(step) for step in range(4)] == [[2, 5], [1, 2, 4, 5], [0, 1, 4, 5], [0, 4]]
+    assert [result.column_sum(step) for step in range(3)] == [15, 23, 15]
+    assert [result.carry_in(step) for step in range(4)] == [0, 1, 2, 1]
+
+
+def test_shares_are_shares(result):
+    everything = result.read_TxM.sum(axis=1) + result.read_TxS.sum(axis=1)
+    np.testing.assert_allclose(everything, 1, rtol=1e-5)
+    np.testing.assert_allclose(
+        result.read_operands_TxN.sum(axis=1) + result.read_filler_T, result.read_TxS.sum(axis=1), rtol=1e-5
+    )
+    assert result.operand_tokens == ["1", "2", "3", "×", "4", "5"]
+    assert ((result.kept_TxM > 0) & (result.kept_TxM < 1)).all()
+    np.testing.assert_allclose(result.origin_TxU.sum(axis=1), result.read_TxM.sum(axis=1), rtol=1e-5)
+    for step in result.steps:
+        assert (result.origin_TxU[step, : step + 1] > 0).all()
+        assert (result.origin_TxU[step, step + 1 :] == 0).all()
+    assert result.carry_probabilities_TxC.shape == (len(result.tokens_T), 45)
+    np.testing.assert_allclose(result.carry_probabilities_TxC.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_the_shares_of_a_read_make_what_was_read(multiplier, result):
+    """Against the tokens that went into the read and those that came out of it."""
+    inputs = encode_problems(np.array([123]), np.array([45]))
+    run = partial(multiplier.model.apply, mutable=["intermediates"], capture_intermediates=True)
+    _, state = jax.jit(run)(multiplier.variables, inputs)
+    read = state["intermediates"]["machine"]["step"]["read"]
+    (tokens_TxBxXxD,), (read_TxBxRxD,) = read["positions"]["__call__"], read["summarizer"]["__call__"]
+    T = len(result.tokens_T)
+    weights_TxX = np.concatenate([result.read_TxM, result.read_TxS], axis=1)
+    mean_TxD = np.einsum("tx,txd->td", weights_TxX, tokens_TxBxXxD[:T, 0])
+    np.testing.assert_allclose(mean_TxD, read_TxBxRxD[:T, 0].mean(axis=1), atol=1e-5)
+
+
+def test_the_first_step_finds_nothing_to_wipe(multiplier, result):
+    assert result.wiped_T[0] == result.tokens_T[0]
+    np.testing.assert_allclose(result.wiped_probabilities_T[0], result.probabilities_T[0], rtol=1e-4)
+    T = len(result.tokens_T) - 1
+    assert T == 0 or not np.allclose(result.wiped_probabilities_T[1:], result.probabilities_T[1:], rtol=1e-3)
+
+
+def test_modes_whose_shares_are_known(make_multiplier):
+    """Pooling 4 + 12 tokens to 2; a queue of 4 that takes 2 a step."""
+    queue = trace(make_multiplier(read="pooling", write="concat", memory_size=4, process_size=2), 12, 34)
+    np.testing.assert_allclose(queue.read_TxM, 1 / 16)
+    np.testing.assert_allclose(queue.read_TxS, 1 / 16)
+    assert (queue.kept_TxM == [1, 1, 0, 0]).all()
+    T = len(queue.tokens_T)
+    expected = np.zeros((T, T + 1))
+    expected[0, 0] = 4 / 16
+    for step in range(1, T):
+        expected[step, max(step - 1, 0)] = expected[step, step] = 2 / 16
+    np.testing.assert_allclose(queue.origin_TxU, expected)
+
+
+def test_a_memory_that_is_never_written(make_multiplier):
+    never = trace(make_multiplier(read="query", write="none"), 12, 34)
+    assert (never.kept_TxM == 1).all()
+    np.testing.assert_allclose(never.origin_TxU[:, 0], never.read_TxM.sum(axis=1), rtol=1e-5)
+    assert never.wiped_T.tolist() == never.tokens_T.tolist()
+    np.testing.assert_allclose(never.read_TxM.sum(axis=1) + never.read_TxS.sum(axis=1), 1, rtol=1e-5)
+
+
+def test_what_a_network_does_not_have(make_multiplier):
+    bare = trace(make_multiplier(read="mlp", write="erase_add", carry_head=False), 12, 34)
+    assert bare.carry_probabilities_TxC is None
+    assert bare.kept_TxM is None
+    assert bare.origin_TxU is None
+    step = bare.to_dict()["steps"][0]
+    assert (step["network_carry"], step["kept"], step["origin"]) == (None, None, None)
+
+
+def test_as_plain_values(result):
+    values = json.loads(json.dumps(result.to_dict()))
+    assert values["problem"] == "123 × 45"
+    assert (values["answer"], values["product"], values["correct"]) == (result.answer, 5535, result.correct)
+    assert values["trained"] == "too long"
+    assert len(values["steps"]) == len(result.tokens_T)
+    first = values["steps"][0]
+    assert (first["place"], first["terms"], first["carry_in"], first["sum"]) == ("units", [[3, 5]], 0, 15)
+    assert (first["true_digit"], first["carry"]) == ("5", 1)
+    assert first["network_carry"]["value"] == result.carry_probabilities_TxC[0].argmax()
+    assert len(first["read_memory"]) == len(first["kept"]) == 6
+    assert abs(sum(first["read_memory"] + first["read_operands"]) + first["read_filler"] - 1) < 1e-2
+
+
+def test_names():
+    assert [place_name(step) for step in (0, 3, 4, 10)] == ["units", "thousands", "10⁴", "10¹⁰"]
+    assert [symbol(token) for token in (0, 9, TIMES_TOKEN, EOS_TOKEN, PAD_TOKEN)] == ["0", "9", "×", "end", "end"]

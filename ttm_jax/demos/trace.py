@@ -1,0 +1,266 @@
+"""What a multiplier did with one product: its digits, and what each step read, wrote and held.
+
+A summary is a weighted mean of tokens (of projected ones under "query"), so its weights say what it is made of.
+Followed from step to step, those of the writes say how much of each memory token was written at which step.
+"""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ttm_jax.demos.problem import was_trained
+from ttm_jax.inference import Multiplier
+from ttm_jax.multiplication import encode_answers, encode_problems, schoolbook_carries
+from ttm_jax.multiplier import TTMModel
+from ttm_jax.summarize import pooling_summarize
+from ttm_jax.vocab import DIGIT_TOKENS, EOS_TOKEN, tokens_to_answer
+
+_PLACES = ("units", "tens", "hundreds", "thousands")
+_SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """One product, followed through the network; T steps, those up to the network's first EOS.
+
+    Attributes:
+        a, b: the operands.
+        seconds: from the question to the answer, without compilation and without what looks inside.
+        trained: as `was_trained` says.
+        tokens_T, probabilities_T: what the network wrote, least significant digit first, and how sure it was.
+        targets_T: what would have been right.
+        wiped_T, wiped_probabilities_T: what the same network writes where its memory is wiped before every step.
+        carry_probabilities_TxC: of the carry out of each place, by the carry head; None where there is none.
+        carries_T: the true ones.
+        read_TxM, read_TxS: where the read looked: the mean weights of its R tokens on memory and on input tokens.
+        kept_TxM: of each memory token that a step wrote, the share that comes from memory; the rest is new, from
+            that step's output and input. None under "erase_add", whose memory is no mean of tokens.
+        origin_TxU: of what a step read: the share that was in memory from the start (u = 0) or was written at step
+            u (counted from 1; U = T + 1). None where `kept_TxM` is.
+    """
+
+    a: int
+    b: int
+    seconds: float
+    trained: str
+    tokens_T: np.ndarray
+    probabilities_T: np.ndarray
+    targets_T: np.ndarray
+    wiped_T: np.ndarray
+    wiped_probabilities_T: np.ndarray
+    carry_probabilities_TxC: np.ndarray | None
+    carries_T: np.ndarray
+    read_TxM: np.ndarray
+    read_TxS: np.ndarray
+    kept_TxM: np.ndarray | None
+    origin_TxU: np.ndarray | None
+
+    @property
+    def steps(self) -> range:
+        return range(len(self.tokens_T))
+
+    @property
+    def answer(self) -> int | None:
+        """The number that the network wrote, None where it wrote none."""
+        return tokens_to_answer(self.tokens_T.tolist())
+
+    @property
+    def product(self) -> int:
+        return self.a * self.b
+
+    @property
+    def correct(self) -> bool:
+        return self.answer == self.product
+
+    @cached_property
+    def operand_tokens(self) -> list[str]:
+        """The input tokens that say something: the digits of `a`, the sign, the digits of `b`."""
+        return [*str(self.a), "×", *str(self.b)]
+
+    @property
+    def read_operands_TxN(self) -> np.ndarray:
+        """Where the read looked among `operand_tokens`."""
+        return self.read_TxS[:, : len(self.operand_tokens)]
+
+    @property
+    def read_filler_T(self) -> np.ndarray:
+        """Where the read looked at what follows the operands: EOS and padding."""
+        return self.read_TxS[:, len(self.operand_tokens) :].sum(axis=1)
+
+    def terms(self, step: int) -> list[tuple[int, int]]:
+        """The products of digits in a column of schoolbook multiplication, the digits of `a` first."""
+        digits_a, digits_b = ([int(digit) for digit in reversed(str(number))] for number in (self.a, self.b))
+        return [(digits_a[i], digits_b[step - i]) for i in range(len(digits_a)) if 0 <= step - i < len(digits_b)]
+
+    def column(self, step: int) -> list[int]:
+        """Which of `operand_tokens` those products are made of."""
+        sign, end = len(str(self.a)), len(self.operand_tokens)
+        pairs = [(i, step - i) for i in range(sign) if 0 <= step - i < end - sign - 1]
+        return sorted([sign - 1 - i for i, _ in pairs] + [end - 1 - j for _, j in pairs])
+
+    def carry_in(self, step: int) -> int:
+        return int(self.carries_T[step - 1]) if step else 0
+
+    def column_sum(self, step: int) -> int:
+        return sum(x * y for x, y in self.terms(step)) + self.carry_in(step)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values; a "digit" is "end" where the network ended the number."""
+        return {
+            "problem": f"{self.a} × {self.b}",
+            "answer": self.answer,
+            "product": self.product,
+            "correct": self.correct,
+            "trained": self.trained,
+            "seconds": self.seconds,
+            "operands": self.operand_tokens,
+            "steps": [self._step(step) for step in self.steps],
+        }
+
+    def _step(self, step: int) -> dict[str, Any]:
+        carry = None
+        if self.carry_probabilities_TxC is not None:
+            probabilities_C = self.carry_probabilities_TxC[step]
+            carry = {"value": int(probabilities_C.argmax()), "probability": _round(probabilities_C.max())}
+        return {
+            "place": place_name(step),
+            "digit": symbol(self.tokens_T[step]),
+            "probability": _round(self.probabilities_T[step]),
+            "true_digit": symbol(self.targets_T[step]),
+            "terms": self.terms(step),
+            "column": self.column(step),
+            "carry_in": self.carry_in(step),
+            "sum": self.column_sum(step),
+            "carry": int(self.carries_T[step]),
+            "network_carry": carry,
+            "wiped": {"digit": symbol(self.wiped_T[step]), "probability": _round(self.wiped_probabilities_T[step])},
+            "read_operands": _round(self.read_operands_TxN[step]),
+            "read_filler": _round(self.read_filler_T[step]),
+            "read_memory": _round(self.read_TxM[step]),
+            "kept": None if self.kept_TxM is None else _round(self.kept_TxM[step]),
+            "origin": None if self.origin_TxU is None else _round(self.origin_TxU[step]),
+        }
+
+
+def trace(multiplier: Multiplier, a: int, b: int) -> Trace:
+    """Multiplies and looks at every step."""
+    inputs_1xS = encode_problems(np.array([a]), np.array([b]))
+    start = time.perf_counter()
+    tokens_1xS, probabilities_1xS = multiplier.predict(inputs_1xS)
+    seconds = time.perf_counter() - start
+
+    ended = tokens_1xS[0] == EOS_TOKEN
+    T = int(ended.argmax()) + 1 if ended.any() else len(ended)
+    inside = jax.device_get(_look_inside(multiplier.model, multiplier.variables, inputs_1xS))
+    inside = jax.tree.map(lambda values_1xS: values_1xS[0, :T], inside)
+    M = multiplier.config.model.memory_size
+    read_TxX = inside.read.mean(axis=1)
+    kept = origin = None
+    if inside.write is not None:
+        kept_TxMxM = inside.write[:, :, :M]
+        kept, origin = kept_TxMxM.sum(axis=2), _origins(read_TxX[:, :M], kept_TxMxM)
+    return Trace(
+        a,
+        b,
+        seconds,
+        was_trained(multiplier.config, a, b),
+        tokens_1xS[0, :T],
+        probabilities_1xS[0, :T],
+        encode_answers(np.array([a * b]))[0, :T],
+        inside.wiped.argmax(axis=-1),
+        inside.wiped.max(axis=-1),
+        inside.carries,
+        schoolbook_carries(np.array([a]), np.array([b]))[0, :T],
+        read_TxX[:, :M],
+        read_TxX[:, M:],
+        kept,
+        origin,
+    )
+
+
+def place_name(step: int) -> str:
+    """What digit a step writes: "units", "tens", ..., "10⁴", ..."""
+    return _PLACES[step] if step < len(_PLACES) else f"10{str(step).translate(_SUPERSCRIPT)}"
+
+
+def symbol(token: int) -> str:
+    """A digit as such; "end" for EOS, and for padding, which says that the number has ended before; "×"."""
+    return str(token) if token in DIGIT_TOKENS else "end" if token >= EOS_TOKEN else "×"
+
+
+class _Inside(NamedTuple):
+    """Of all S steps: probabilities of carries [B, S, C], and of tokens with the memory wiped [B, S, V]; weights.
+
+    Those of reads are [B, S, R, M + S], on [memory ; input]; those of writes [B, S, M, M + R + S], on
+    [memory ; output ; input].
+    """
+
+    carries: Any
+    wiped: Any
+    read: Any
+    write: Any
+
+
+@partial(jax.jit, static_argnums=0)
+def _look_inside(model: TTMModel, variables: dict, inputs_BxS: jax.Array) -> _Inside:
+    config = dataclasses.replace(model.config, remat="none")
+    heads: Any = TTMModel(config).apply(variables, inputs_BxS, method="heads", mutable=["intermediates"])
+    (_, carry_logits), sown = heads
+    step = sown.get("intermediates", {}).get("machine", {}).get("step", {})
+    # With no write, every step starts from the memory that the first one starts from.
+    wiped: Any = TTMModel(dataclasses.replace(config, write="none")).apply(variables, inputs_BxS, method="raw_logits")
+    M, R, S = config.memory_size, config.process_size, config.seq_len
+    match config.write:
+        case "erase_add":
+            write = None
+        case "none":
+            write = jnp.eye(M, M + R + S)
+        case "concat":
+            write = jnp.eye(M + R, M + R + S)[R:]
+        case kind:
+            write = _summary_weights(kind, step.get("write"), M, M + R + S)
+    read = _summary_weights(config.read, step.get("read"), R, M + S)
+    return _Inside(
+        None if carry_logits is None else jax.nn.softmax(carry_logits),
+        jax.nn.softmax(wiped),
+        *(w if w is None else jnp.broadcast_to(w, (*inputs_BxS.shape, *w.shape[-2:])) for w in (read, write)),
+    )
+
+
+def _summary_weights(kind: str, sown: Any, k: int, N: int) -> jax.Array:
+    """Of each of `k` summary tokens, the weights on `N` tokens: [B, T, k, N], or [1, k, N] where always the same."""
+    match kind:
+        case "mlp":
+            (weights_TxBxKxN,) = sown["summarizer"]["weights"]
+        case "query":
+            (weights_TxBxHxKxN,) = sown["summarizer"]["attention"]["weights"]
+            weights_TxBxKxN = weights_TxBxHxKxN.mean(axis=2)
+        case "pooling":
+            return pooling_summarize(jnp.eye(N)[None], k)
+        case _:
+            raise ValueError(f"no summary is called {kind!r}")
+    return jnp.swapaxes(weights_TxBxKxN, 0, 1)
+
+
+def _origins(read_TxM: np.ndarray, kept_TxMxM: np.ndarray) -> np.ndarray:
+    """What was read from memory, by the step that wrote it: [T, T + 1], column 0 for what was there at the start."""
+    T, M = read_TxM.shape
+    origin_TxU = np.zeros((T, T + 1))
+    made_MxU = np.zeros((M, T + 1))
+    made_MxU[:, 0] = 1
+    for step in range(T):
+        origin_TxU[step] = read_TxM[step] @ made_MxU
+        made_MxU = kept_TxMxM[step] @ made_MxU
+        made_MxU[:, step + 1] = 1 - kept_TxMxM[step].sum(axis=1)
+    return origin_TxU
+
+
+def _round(values: Any) -> Any:
+    """Four decimals, as plain floats."""
+    return np.round(np.asarray(values, np.float64), 4).tolist()
