@@ -20,14 +20,20 @@ PAGES = [
 
 
 def test_the_table_is_that_of_the_results():
-    result = json.loads((ROOT / "results/quick/evaluation.json").read_text())
-    rows = re.findall(r"^\| (\d) x (\d) \| ([\d.]+) % \| ([\d.]+) - ([\d.]+) \| (\d+) / (\d+) \|$", README, re.M)
-    assert len(rows) == 6
-    for n, m, percent, low, high, correct, total in rows:
-        counts = result["exact_match"][f"{n}x{m}"]
-        assert (int(correct), int(total)) == (counts["correct"], counts["total"])
-        assert percent == f"{100 * counts['correct'] / counts['total']:.1f}"
-        assert [low, high] == [f"{100 * bound:.1f}" for bound in result["interval_95"][f"{n}x{m}"]]
+    results = [
+        json.loads((ROOT / f"results/{name}/evaluation.json").read_text()) for name in ("quick", "multiplication")
+    ]
+    rows = [line.strip("| ").split(" | ") for line in re.findall(r"^\| \d x \d \|.*$", README, re.MULTILINE)]
+    assert len(rows) == 7
+    for digits, *cells in rows:
+        length = digits.replace(" ", "")
+        for result, found in zip(results, (cells[:3], cells[3:]), strict=True):
+            counts, interval = result["exact_match"][length], result["interval_95"][length]
+            assert found == [
+                f"{100 * counts['correct'] / counts['total']:.1f} %",
+                " - ".join(f"{100 * bound:.1f}" for bound in interval),
+                f"{counts['correct']} / {counts['total']}",
+            ]
 
 
 def test_the_marks_are_met_by_the_results():
@@ -40,7 +46,8 @@ def test_the_marks_are_met_by_the_results():
 def test_the_parity_table_is_that_of_the_results():
     result = json.loads((ROOT / "results/parity.json").read_text())
     found = {(row["case"], row["what"]): row for row in result["comparisons"]}
-    (block,) = (block for block in re.findall(r"```\n(.*?)```", README, re.DOTALL) if block.startswith("case "))
+    blocks = re.findall(r"^```\w*\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    (block,) = (block for block in blocks if block.startswith("case "))
     _, *rows, dots, summary = block.splitlines()
     assert (dots, summary) == ("...", result["summary"])
     for line in rows:

@@ -188,8 +188,10 @@ def _serve(parser: Parser, args: argparse.Namespace, problem: tuple[int, int] | 
 
 
 def _shipped() -> Path:
-    """The shipped checkpoint, of the checkout that this file is in."""
-    return Path(__file__).parents[1] / CHECKPOINT
+    """The checkpoint that comes with the package."""
+    package = Path(__file__).parent
+    inside = package / CHECKPOINT  # of a wheel
+    return inside if inside.is_dir() else package.parent / CHECKPOINT
 
 
 def _port(text: str) -> int:

@@ -21,6 +21,9 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig | None = None) -> t
 
     "adam" adds weight decay to the gradient, "adamw" to the step. "muon" is `Muon` for the weights of the machine's
     linear layers and its Adam for all other parameters.
+
+    Raises:
+        ValueError: for "muon" and a model without such weights.
     """
     config = OptimizerConfig() if config is None else config
     options: dict[str, Any] = dict(
@@ -32,6 +35,8 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig | None = None) -> t
     for name, parameter in model.named_parameters():
         is_matrix = name.startswith("machine.") and name.endswith(".weight") and parameter.ndim == 2
         (matrices if is_matrix else others).append(parameter)
+    if not matrices:
+        raise ValueError("muon is for the machine of a TTMModel; this model has no weights machine.*.weight")
     return Muon(matrices, others, rms=config.muon_rms, **options)
 
 

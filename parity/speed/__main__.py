@@ -26,6 +26,7 @@ from ttm_jax.run_folder import provenance
 
 SCRATCH = Path("runs/speed")
 BUSY = 0.5  # load of others from which times are doubtful
+OF_A_RUN = ("date", "command", "load_at_start")  # kept with each case: a resumed result has several
 
 
 class Results:
@@ -71,8 +72,7 @@ def origin() -> dict[str, Any]:
 
 def comparable(a: dict[str, Any], b: dict[str, Any]) -> str | None:
     """The first thing that forbids to put results of two runs in one table; None where nothing does."""
-    of_a_run = ("date", "command", "load_at_start", "device", "backend")
-    return next((name for name in b if name not in of_a_run and a.get(name) != b[name]), None)
+    return next((name for name in b if name not in (*OF_A_RUN, "device", "backend") and a.get(name) != b[name]), None)
 
 
 def select(quick: bool, only: str | None, variants: Sequence[str] | None) -> list[Case]:
@@ -83,8 +83,10 @@ def select(quick: bool, only: str | None, variants: Sequence[str] | None) -> lis
     return [dataclasses.replace(case, variants=tuple(variants)) for case in cases] if variants else cases
 
 
-def run(cases: Sequence[Case], results: Results, device: str, limits: Limits, console: Console) -> int:
-    """Measures cases, saving each as it is done; gives how many cells failed but for lack of time."""
+def run(
+    cases: Sequence[Case], results: Results, device: str, limits: Limits, console: Console, about: dict[str, Any]
+) -> int:
+    """Measures cases, saving each with what is said `about` the run; how many cells failed but for lack of time."""
     failed = 0
     with _progress(console) as bar:
         task = bar.add_task("", total=len(cases), what="")
@@ -95,7 +97,7 @@ def run(cases: Sequence[Case], results: Results, device: str, limits: Limits, co
 
             result, said = measure(case, results.values["cases"], device, limits, tell)
             results.values |= said | {"backend": device}
-            results.values["cases"].append(result)
+            results.values["cases"].append({**result, "run": about})
             results.save()
             console.print(one_line(result), highlight=False, soft_wrap=True)
             failed += "refused" in result
@@ -184,10 +186,11 @@ def _measure(parser: Parser, cases: list[Case], results: Results, args: argparse
             )
         done = {case["name"] for case in results.values["cases"]}
         cases = [case for case in cases if case.name not in done]
-    results.values = here | results.values
+    about = {name: here.pop(name) for name in OF_A_RUN}
+    results.values |= here
     limits = Limits(first_call_s=args.first_call)
     try:
-        failed = run(cases, results, args.device, limits, console)
+        failed = run(cases, results, args.device, limits, console, about)
     except KeyboardInterrupt:
         if not (measured := len(results.values["cases"])):
             return fail(parser, "interrupted before the first case was measured", 130)

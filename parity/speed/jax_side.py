@@ -72,34 +72,37 @@ def _multiply(model: TTMModel, params: Any, inputs_BxS: jax.Array, num_steps: in
 
 
 def _train(apply: Apply, params: Any, tokens_BxTxNxD: jax.Array) -> Call:
-    """Adam on the mean square difference of the last step's outputs from the first of its tokens."""
+    """Adam on the mean square difference of the last step's outputs from the first of its tokens.
+
+    The last memory is a result, here and in `_forward`: the compiler would leave its write out otherwise.
+    """
     optimizer = optax.adam(1e-4)
 
-    def loss_fn(params: Any, tokens_BxTxNxD: jax.Array) -> jax.Array:
-        outputs_BxTxRxD, _ = apply({"params": params}, tokens_BxTxNxD)
+    def loss_fn(params: Any, tokens_BxTxNxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+        outputs_BxTxRxD, memory_BxMxD = apply({"params": params}, tokens_BxTxNxD)
         output_BxRxD = outputs_BxTxRxD[:, -1].astype(jnp.float32)
-        return jnp.mean(jnp.square(output_BxRxD - tokens_BxTxNxD[:, -1, : output_BxRxD.shape[1]]))
+        return jnp.mean(jnp.square(output_BxRxD - tokens_BxTxNxD[:, -1, : output_BxRxD.shape[1]])), memory_BxMxD
 
-    def train_step(state: tuple[Any, Any], tokens_BxTxNxD: jax.Array) -> tuple[tuple[Any, Any], jax.Array]:
+    def train_step(state: tuple[Any, Any], tokens_BxTxNxD: jax.Array) -> tuple[tuple[Any, Any], tuple[jax.Array, ...]]:
         params, opt_state = state
-        loss, grads = jax.value_and_grad(loss_fn)(params, tokens_BxTxNxD)
+        results, grads = jax.value_and_grad(loss_fn, has_aux=True)(params, tokens_BxTxNxD)
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), loss
+        return (optax.apply_updates(params, updates), opt_state), results
 
     train_step_jit = jax.jit(train_step, donate_argnums=0)
     state = (params, optimizer.init(params))
 
     def call() -> jax.Array:
         nonlocal state
-        state, loss = jax.block_until_ready(train_step_jit(state, tokens_BxTxNxD))
+        state, (loss, _) = jax.block_until_ready(train_step_jit(state, tokens_BxTxNxD))
         return loss
 
     return call
 
 
 def _forward(apply: Apply, params: Any, tokens_BxTxNxD: jax.Array) -> Call:
-    forward = jax.jit(lambda params, tokens: apply({"params": params}, tokens)[0])
-    return lambda: jax.block_until_ready(forward(params, tokens_BxTxNxD))
+    forward = jax.jit(lambda params, tokens: apply({"params": params}, tokens))
+    return lambda: jax.block_until_ready(forward(params, tokens_BxTxNxD))[0]
 
 
 def _stream(apply: Apply, params: Any, tokens_1x1xNxD: jax.Array) -> Call:

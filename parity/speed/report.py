@@ -21,9 +21,9 @@ MARKERS = "<!-- speed -->", "<!-- /speed -->"
 # What the README shows, in its words.
 README_ROWS = {
     "quick/6/float32/train": "training step, default config, batch 64",
-    "multiplication/11/float32/train": "training step, checklist's config, batch 64",
-    "multiplication/11/float32/forward": "inference, checklist's config, batch 64",
-    "multiplication/1/float32/stream": "one streaming step, checklist's config",
+    "multiplication/11/float32/train": "training step, checklist's sizes, batch 64",
+    "multiplication/11/float32/forward": "inference, checklist's sizes, batch 64",
+    "multiplication/1/float32/stream": "one streaming step, checklist's sizes",
     "paper-16/64/float32/train": "training step, paper's machine, 64 steps",
 }
 
@@ -190,8 +190,7 @@ def _heading(result: dict[str, Any]) -> str:
     idle = [cell["idle_cpu"] for case in result["cases"] for cell in case["variants"].values() if "idle_cpu" in cell]
     return f"""# JAX and PyTorch side by side
 
-{_origin(result)} Written by `{result["command"]}`; {result["threads"]} threads for each framework; load of the machine
-at the start {result["load_at_start"]:.1f}.
+{_origin(result)} {result["threads"]} threads for each framework. Written by {_runs(result)}.
 
 Same weights, same batch, each variant in its own process; they take turns (A B C A B C ...), one at a time, and their
 results must agree before they are timed. Medians of the rounds (quartiles in brackets). **PyTorch / JAX** is the time
@@ -211,10 +210,17 @@ of the best PyTorch variant by that of JAX in the same round: above 1, JAX is fa
 ![times by those of JAX]({result["backend"]}.png)"""
 
 
+def _runs(result: dict[str, Any]) -> str:
+    """Each run's command, with the load that the machine had before it."""
+    runs = {case["run"]["date"]: case["run"] for case in result["cases"]}
+    return ", ".join(f"`{run['command']}` (load before it {run['load_at_start']:.1f})" for run in runs.values())
+
+
 def _origin(result: dict[str, Any]) -> str:
     commit = (result["commit"] or "unknown")[:7] + ("+changes" if (result["commit"] or "").endswith("+changes") else "")
     device = result["machine"] if result["backend"] == "cpu" else f"{result['device']} ({result['machine']})"
-    return f"{device}; jax {result['jax']}, torch {result['torch']}; commit `{commit}`, {result['date'][:10]}."
+    date = max(case["run"]["date"] for case in result["cases"])[:10]
+    return f"{device}; jax {result['jax']}, torch {result['torch']}; commit `{commit}`, {date}."
 
 
 def _times_table(cases: Sequence[Case], notes: list[str]) -> str:

@@ -277,7 +277,7 @@ def test_the_optimiser_and_the_rates_are_those_of_phase_9():
 
 
 def test_folders():
-    for name in "ttm_jax ttm_torch parity configs docs results tests".split():
+    for name in "ttm_jax ttm_torch parity configs checkpoints docs results tests".split():
         assert any((ROOT / name).iterdir())
 
 

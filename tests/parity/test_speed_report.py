@@ -11,6 +11,7 @@ from parity.speed.cases import EAGER, JAX, UNROLLED, all_cases
 from parity.speed.report import README_ROWS, markdown, put_in_readme, readme_table
 
 ROOT = Path(__file__).parents[2]
+RUN = {"date": "2026-11-20T12:00:00+00:00", "command": "python -m parity.speed", "load_at_start": 0.1}
 
 
 def cell(ms, ratio=1.0, **fields):
@@ -24,7 +25,7 @@ def cell(ms, ratio=1.0, **fields):
 def result():
     def case(name, size, steps, kind, variants):
         fields = dict(size=size, steps=steps, dtype="float32", kind=kind, batch_size=64, optimizer=None)
-        return {"name": name, **fields, "difference": 0.0, "rounds": 5, "variants": variants}
+        return {"name": name, **fields, "difference": 0.0, "rounds": 5, "variants": variants, "run": RUN}
 
     did_not_end = {"failed": "first calls: did not end in 300 s", "timeout": True}
     return {
@@ -34,10 +35,7 @@ def result():
         "machine": "a CPU, 2 CPU cores",
         "device": "cpu",
         "backend": "cpu",
-        "date": "2026-11-20T12:00:00+00:00",
-        "command": "python -m parity.speed",
         "threads": 2,
-        "load_at_start": 0.1,
         "cases": [
             case(
                 "quick/6/float32/train",
@@ -54,7 +52,7 @@ def result():
                 "train",
                 {JAX: cell(500), "torch-compile": did_not_end, UNROLLED: cell(600, 1.2, first_call_s=80.0)},
             ),
-            {"name": "paper-16/1/float32/train", "refused": "they differ", "variants": {}, "kind": "train"},
+            {"name": "paper-16/1/float32/train", "refused": "they differ", "variants": {}, "kind": "train", "run": RUN},
         ],
     }
 
@@ -128,7 +126,10 @@ def test_an_interruption_keeps_what_is_measured_and_can_be_resumed(fake_measure,
     del fake_measure[:]
     assert command.main(["--out", str(tmp_path), "--resume"]) == 130
     assert fake_measure[0] == names[2]
-    assert len(json.loads((tmp_path / "cpu.json").read_text())["cases"]) == 4
+    cases = json.loads((tmp_path / "cpu.json").read_text())["cases"]
+    assert len(cases) == 4
+    page = (tmp_path / "cpu.md").read_text()
+    assert page.count("(load before it") == len({case["run"]["date"] for case in cases})
 
 
 def test_other_versions_are_not_resumed(fake_measure, tmp_path, capsys):
@@ -144,7 +145,8 @@ def test_the_json_is_printed(fake_measure, tmp_path, capsys):
     assert command.main(["--quick", "--json", "--out", str(tmp_path)]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads((tmp_path / "cpu.json").read_text())
-    assert printed["load_at_start"] >= 0
+    (runs,) = {json.dumps(case["run"]) for case in printed["cases"]}
+    assert json.loads(runs).keys() == RUN.keys()
 
 
 def test_a_failure_is_in_the_exit_status(monkeypatch, result, tmp_path, capsys):
