@@ -57,7 +57,10 @@ def _init_params(model: TTMModel, key: jax.Array) -> dict:
 def loss_fn(
     params: dict, model: TTMModel, batch: dict[str, jax.Array], key: jax.Array | None
 ) -> tuple[jax.Array, jax.Array]:
-    """Loss and logits [B, T, 13] of the first T output positions; dropout is on where a key is given."""
+    """Loss and logits [B, T, 13] of the first T output positions; dropout is on where a key is given.
+
+    Without "carries" in the batch the loss of a carry head is left out, which training refuses.
+    """
     heads: Any = model.apply(
         {"params": params},
         batch["inputs"],
@@ -68,7 +71,9 @@ def loss_fn(
     )
     logits_BxTxV, carry_logits_BxTxC = heads
     loss = compute_total_loss(logits_BxTxV, batch["targets"])
-    if carry_logits_BxTxC is not None:
+    if carry_logits_BxTxC is not None and "carries" not in batch and key is not None:
+        raise ValueError('a carry head is trained on batches with "carries" [B, T], as `dataset.batch` gives')
+    if carry_logits_BxTxC is not None and "carries" in batch:
         loss += CARRY_LOSS_SCALE * compute_carry_loss(carry_logits_BxTxC, batch["carries"], batch["targets"])
     return loss, logits_BxTxV
 
@@ -93,7 +98,7 @@ def train_step(
     [B], True for each example answered right.
 
     Raises:
-        ValueError: if `micro_batches` doesn't divide B.
+        ValueError: if `micro_batches` doesn't divide B, or a carry head has no "carries".
     """
     key = jax.random.fold_in(state.key, state.step)
     model = state.model

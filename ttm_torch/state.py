@@ -53,10 +53,15 @@ def random_seed(config: Config, step: int = -1) -> int:
 
 
 def loss_fn(model: TTMModel, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Loss and logits [B, T, 13] of the first T output positions; dropout is on in training mode."""
+    """Loss and logits [B, T, 13] of the first T output positions; dropout is on in training mode.
+
+    Without "carries" in the batch the loss of a carry head is left out, which training refuses.
+    """
     logits_BxTxV, carry_logits_BxTxC = model.heads(batch["inputs"], batch["targets"].shape[1])
     loss = compute_total_loss(logits_BxTxV, batch["targets"])
-    if carry_logits_BxTxC is not None:
+    if carry_logits_BxTxC is not None and "carries" not in batch and model.training:
+        raise ValueError('a carry head is trained on batches with "carries" [B, T], as `dataset.batch` gives')
+    if carry_logits_BxTxC is not None and "carries" in batch:
         loss = loss + CARRY_LOSS_SCALE * compute_carry_loss(carry_logits_BxTxC, batch["carries"], batch["targets"])
     return loss, logits_BxTxV
 
@@ -94,7 +99,7 @@ def train_step_with_metrics(
     Gradients are computed of so many equal parts of the batch, one after the other, and added up.
 
     Raises:
-        ValueError: if `micro_batches` doesn't divide B.
+        ValueError: if `micro_batches` doesn't divide B, or a carry head has no "carries".
     """
     model.train()
     batch = _tensors(model, batch)

@@ -96,17 +96,18 @@ def readme_table(result: dict[str, Any]) -> str:
 
 
 def _scan_against_unrolled(case: Case) -> str | None:
-    """One sentence: the scan beside the faster of the unrolled forms; None where either was not timed."""
-    cells = case["variants"]
-    timed = [cells[name] for name in (UNROLLED, UNROLLED_REMAT) if "ms" in cells.get(name, {})]
-    if not timed or "ms" not in cells[JAX]:
+    """One sentence: the scan beside the faster of the unrolled forms; None where the scan was not timed."""
+    scan, *unrolled = (case["variants"].get(name, {}) for name in (JAX, UNROLLED, UNROLLED_REMAT))
+    if "ms" not in scan:
         return None
-    scan, unrolled = cells[JAX], min(timed, key=lambda cell: cell["ms"]["median"])
-    return (
+    beginning = (
         f"{case['steps']} steps of {case['size']} as one scan: {_first_call(scan)} s to the end of the first call, "
-        f"{_median(scan)} a training step; unrolled in Python, the faster of both ways: {_first_call(unrolled)} s and "
-        f"{_median(unrolled)}."
+        f"{_median(scan)} a training step; unrolled in Python"
     )
+    if timed := [cell for cell in unrolled if "ms" in cell]:
+        fastest = min(timed, key=lambda cell: cell["ms"]["median"])
+        return f"{beginning}, the faster of both ways: {_first_call(fastest)} s and {_median(fastest)}."
+    return f"{beginning}: {'; '.join(dict.fromkeys(cell['failed'] for cell in unrolled if cell)) or 'not measured'}."
 
 
 def put_in_readme(text: str, result: dict[str, Any]) -> str:

@@ -79,6 +79,9 @@ def test_the_short_table(result):
     scan, unrolled = "2.0 s to the end of the first call, 500 ms a training step", "80.0 s and 600 ms"
     sentence = f"64 steps of small-16 as one scan: {scan}; unrolled in Python, the faster of both ways: {unrolled}."
     assert sentence in table
+    result["cases"][2]["variants"][UNROLLED] = {"failed": "first calls: did not end in 100 s", "timeout": True}
+    assert "unrolled in Python: first calls: did not end in 100 s." in readme_table(result)
+    table = readme_table(result)
     text = put_in_readme("a\n<!-- speed -->\nold\n<!-- /speed -->\nb\n", result)
     assert text == f"a\n<!-- speed -->\n{table}\n<!-- /speed -->\nb\n"
     assert put_in_readme(text, result) == text

@@ -113,3 +113,12 @@ def test_an_evaluation_masks_what_follows_eos(tiny_config, batch):
     assert (np.asarray(result["predictions"]) == EOS_TOKEN).all()
     assert (np.asarray(result["probabilities"])[:, 1:] == 1.0).all()
     assert (np.asarray(result["probabilities"])[:, 0] < 1.0).all()
+
+
+def test_a_carry_head_is_evaluated_without_carries_and_not_trained_without(tiny_config, batch):
+    without = {name: array for name, array in batch.items() if name != "carries"}
+    state = create_state(tiny_config)
+    assert state.config.model.carry_head
+    assert np.isfinite(eval_step(state.model, state.params, without)["loss"])
+    with pytest.raises(ValueError, match='trained on batches with "carries"'):
+        train_step(state, without)

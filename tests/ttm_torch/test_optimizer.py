@@ -1,4 +1,4 @@
-"""Muon and the scheduler as objects of torch.optim; `tests/parity/test_multiplier.py` checks their arithmetic."""
+"""Muon and the scheduler as objects of torch.optim; `parity`'s optimizer cases check their arithmetic."""
 
 import dataclasses
 import io

@@ -173,7 +173,7 @@ def test_training_follows_from_the_seed_alone(tiny_config):
 
 def test_gradients_are_clipped_before_the_step_and_the_rate_is_set_after_it(trainer, monkeypatch):
     def clip(parameters, max_norm):
-        calls.append("clip")
+        calls.append(f"clip to {max_norm}")
         return clip_grad_norm_(parameters, max_norm)
 
     calls, state, clip_grad_norm_ = [], trainer.state, torch.nn.utils.clip_grad_norm_
@@ -182,8 +182,16 @@ def test_gradients_are_clipped_before_the_step_and_the_rate_is_set_after_it(trai
     batch = trainer.dataset.batch(0, 0)[:3]
     for _ in range(2):
         ttm_torch.train_step(state.model, batch, state.optimizer, state.scheduler)
-    assert calls == ["clip", "step 0", "clip", "step 1"]
+    assert calls == ["clip to 1.0", "step 0", "clip to 1.0", "step 1"]
     assert state.optimizer.param_groups[0]["lr"] == ttm_torch.learning_rate(trainer.config.optimizer, 2)
+
+
+def test_a_carry_head_is_evaluated_without_carries_and_not_trained_without(trainer):
+    model, batch = trainer.state.model, trainer.dataset.generate_batch()
+    assert model.config.carry_head
+    assert ttm_torch.eval_step(model, batch)["loss"].isfinite()
+    with pytest.raises(ValueError, match='trained on batches with "carries"'):
+        ttm_torch.train_step(model, batch, trainer.state.optimizer)
 
 
 @pytest.mark.parametrize("max_grad_norm", [1e-3, None])
