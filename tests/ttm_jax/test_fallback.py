@@ -263,6 +263,7 @@ def test_an_error_that_shows_when_the_step_is_read(
     assert display.messages[0] == f"out of memory at {said} with 2 micro-batches of 4"
 
 
+@pytest.mark.slow
 def test_the_cpu_is_the_last_resort_and_a_resumed_run_stays_there(
     exact_config, undisturbed, monkeypatch, memory, tmp_path, train, display, run_display
 ):
@@ -281,6 +282,7 @@ def test_the_cpu_is_the_last_resort_and_a_resumed_run_stays_there(
     assert not any("out of memory" in message for message in resumed.messages)
 
 
+@pytest.mark.slow
 def test_an_evaluation_asks_for_fewer_pairs_at_a_time(tiny_config, tiny_run, monkeypatch, tmp_path, train, display):
     def answer(multiplier, pairs, num_steps, batch_size):
         if batch_size > 4:

@@ -42,6 +42,7 @@ def test_a_step_is_compiled_once_over_changing_data(tiny_config, events):
     assert events == []
 
 
+@pytest.mark.slow
 def test_the_loop_compiles_at_a_new_stage_and_at_its_first_evaluation_only(tiny_config, events, tmp_path, display):
     """A new stage has longer answers: it costs a compilation of the step and one of the evaluation."""
     config = override(tiny_config, {"train.seed": "12", "model.mlp_dim": "24"})
