@@ -95,6 +95,22 @@ def random_params() -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def equations() -> Callable[..., Iterator[Any]]:
+    """`equations(jaxpr)` gives all equations, those of inner jaxprs too."""
+
+    def walk(jaxpr: Any) -> Iterator[Any]:
+        for equation in jaxpr.eqns:
+            yield equation
+            for value in equation.params.values():
+                for inner in value if isinstance(value, tuple | list) else (value,):
+                    inner = getattr(inner, "jaxpr", inner)
+                    if hasattr(inner, "eqns"):
+                        yield from walk(inner)
+
+    return walk
+
+
+@pytest.fixture(scope="session")
 def normal() -> Callable[..., jax.Array]:
     """Standard normal float32 numbers: `normal(seed, *shape)`."""
 

@@ -15,6 +15,7 @@ from typing import Any
 from ttm_jax.cli import Parser, fail, positive_int
 from ttm_jax.compare import summarize_run
 from ttm_jax.config import ConfigError, load_config
+from ttm_jax.markdown import markdown_table
 from ttm_jax.run_folder import RunFolder
 
 CONFIG = "ablation"
@@ -96,13 +97,11 @@ def markdown(result: dict[str, Any]) -> str:
     if not rows:
         return "Nothing is finished yet.\n"
     lengths = list(rows[0]["exact_match"])
-    lines = ["| " + " | ".join(["changed", *(f"{length}, %" for length in lengths)]) + " |"]
-    lines.append("|---" * (len(lengths) + 1) + "|")
+    table = []
     for row in rows:
         found = [shares(row, length) for length in lengths]
-        cells = [f"{statistics.mean(x):.1f} ({min(x):.1f} - {max(x):.1f})" for x in found]
-        lines.append("| " + " | ".join([row["name"], *cells]) + " |")
-    return "\n".join(lines) + "\n"
+        table.append([row["name"], *(f"{statistics.mean(x):.1f} ({min(x):.1f} - {max(x):.1f})" for x in found)])
+    return markdown_table(["changed", *(f"{length}, %" for length in lengths)], table) + "\n"
 
 
 def draw(result: dict[str, Any], length: str, path: Path) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from ttm_jax.cli import Parser, fail
-from ttm_jax.config import ConfigError, changed_keys, config_to_dict, load_config
+from ttm_jax.config import ConfigError, changed_keys, flat_values, load_config
 from ttm_jax.display import MARKS, clock
+from ttm_jax.markdown import markdown_table
 from ttm_jax.run_folder import RunFolder
 
 
@@ -24,7 +25,7 @@ def summarize_run(path: Path, reference: Path) -> dict[str, Any]:
         ConfigError: if a folder has no readable config or no evaluation.
     """
     config = load_config(path / "config.toml")
-    values = config_to_dict(config)
+    values = flat_values(config)
     changed = changed_keys(load_config(reference / "config.toml"), config)
     evaluations = [record for record in RunFolder(path).records() if record["kind"] == "eval"]
     if not evaluations:
@@ -32,7 +33,7 @@ def summarize_run(path: Path, reference: Path) -> dict[str, Any]:
     last = evaluations[-1]
     return {
         "run": path.name,
-        "changed": {key: values[key.split(".")[0]][key.split(".")[1]] for key in changed},
+        "changed": {key: values[key] for key in changed},
         "steps": last["step"],
         "examples": last["examples"],
         "seconds": last["seconds"],
@@ -49,7 +50,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     """The summaries as a table."""
     lengths = list(dict.fromkeys(name for row in rows for name in row["exact_match"]))
     headings = ["run", "changed", "examples", "time", "all marks met", *(f"{name}, %" for name in lengths)]
-    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
+    table = []
     for row in rows:
         met = list(row["marks_met"].values())
         cells = [
@@ -60,8 +61,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             "no" if None in met else clock(max(met)),
             *(f"{100 * _share(row, name):.1f}" if name in row["exact_match"] else "-" for name in lengths),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        table.append(cells)
+    return markdown_table(headings, table)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ttm_jax.multiplication import AUGMENTATIONS, MAX_DIGITS, SEQ_LEN, STAGES, MultiplicationDataset, held_out_pairs
+from ttm_jax.shipped import shipped
 
 DTypeName = Literal["float32", "bfloat16", "float64"]
 RematName = Literal["none", "dots", "deep_dots", "full"]  # the one that takes the least memory last
@@ -231,6 +232,15 @@ def config_to_dict(config: Config) -> dict[str, dict[str, Any]]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def flat_values(config: Config) -> dict[str, Any]:
+    """The plain values of a config by dotted key."""
+    return {
+        f"{section}.{name}": value
+        for section, values in config_to_dict(config).items()
+        for name, value in values.items()
+    }
+
+
 def config_to_toml(config: Config) -> str:
     """The whole config as TOML that `load_config` reads back to the same config."""
     sections = [
@@ -252,14 +262,7 @@ def config_from_dict(values: Mapping[str, Any]) -> Config:
 
 def changed_keys(a: Config, b: Config) -> list[str]:
     """Dotted keys in which two configs differ."""
-    flat_a, flat_b = (
-        {
-            f"{section}.{name}": value
-            for section, values in config_to_dict(config).items()
-            for name, value in values.items()
-        }
-        for config in (a, b)
-    )
+    flat_a, flat_b = flat_values(a), flat_values(b)
     return [key for key in flat_a if flat_a[key] != flat_b[key]]
 
 
@@ -281,9 +284,7 @@ def find_config(name: str) -> Path:
 
 def shipped_configs() -> Path:
     """The folder of the configs that come with the package."""
-    package = Path(__file__).parent
-    inside = package / "configs"  # of a wheel
-    return inside if inside.is_dir() else package.parent / "configs"
+    return shipped(Path(__file__).parent, "configs", "configs")
 
 
 def _build(cls: type, values: Any, path: str) -> Any:

@@ -13,11 +13,11 @@ import optax
 from ttm_jax.allocator import release_freed_memory
 from ttm_jax.config import Config
 from ttm_jax.flops import Machine, forward_flops, head_cost
+from ttm_jax.input_shape import TRAIN_BATCH, check_input_shape
 from ttm_jax.multiplier import TTMModel, make_machine
 from ttm_jax.program import MEGABYTE, Program
 from ttm_jax.state import create_state, train_step
 
-TRAIN_BATCH = 128
 MEMORY_SOURCES = ("program", "device")
 _PROCESS = Path("/proc/self")
 
@@ -82,14 +82,7 @@ def measure_memory(
 
 
 def _input_shape(model: Any, shape: tuple[int, ...] | None, batch_size: int) -> tuple[int, ...]:
-    if isinstance(model, TTMModel):
-        S = model.config.seq_len
-        shape = (batch_size, S) if shape is None else tuple(shape)
-        if len(shape) != 2 or shape[1] != S or shape[0] < 1:
-            raise ValueError(f"input_shape must be [B, {S}], got {shape}")
-    elif shape is None or len(shape) != 4 or min(shape) < 1:
-        raise ValueError(f"input_shape must be [B, T, N, D], got {shape}")
-    return tuple(shape)
+    return check_input_shape(model.config.seq_len if isinstance(model, TTMModel) else None, shape, batch_size)
 
 
 def _training(model: Any, shape: tuple[int, ...]) -> tuple[Callable, Callable[[], tuple[Any, Any]]]:

@@ -22,6 +22,7 @@ from ttm_jax.demos.problem import EXAMPLE, ProblemError, parse_problem
 from ttm_jax.demos.terminal import answer_line, render
 from ttm_jax.demos.trace import Trace, trace
 from ttm_jax.inference import Multiplier, load
+from ttm_jax.shipped import shipped
 
 CHECKPOINT = Path("checkpoints/multiplication")
 _QUIT = ("q", "quit", "exit")
@@ -189,9 +190,7 @@ def _serve(parser: Parser, args: argparse.Namespace, problem: tuple[int, int] | 
 
 def _shipped() -> Path:
     """The checkpoint that comes with the package."""
-    package = Path(__file__).parent
-    inside = package / CHECKPOINT  # of a wheel
-    return inside if inside.is_dir() else package.parent / CHECKPOINT
+    return shipped(Path(__file__).parent, str(CHECKPOINT), str(CHECKPOINT))
 
 
 def _port(text: str) -> int:

@@ -15,10 +15,10 @@ from ttm_jax.config import (
     Config,
     ConfigError,
     config_keys,
-    config_to_dict,
     describe,
     find_config,
     flag_of,
+    flat_values,
     load_config,
     override,
 )
@@ -63,10 +63,9 @@ def make_training_parser(package: str, run_name: str = "{name}") -> Parser:
     keys = parser.add_argument_group(
         "config", f"override a key of the config; its value in {DEFAULT_CONFIG} is in brackets"
     )
-    values = config_to_dict(load_config(find_config(DEFAULT_CONFIG)))
+    values = flat_values(load_config(find_config(DEFAULT_CONFIG)))
     for key, hint in config_keys().items():
-        section, name = key.split(".")
-        value = json.dumps(values[section][name]).strip('"')
+        value = json.dumps(values[key]).strip('"')
         words = f"{describe(hint)} ({'none' if value == 'null' else value})"
         keys.add_argument(flag_of(key), dest=key, metavar="VALUE", default=argparse.SUPPRESS, help=words)
     return parser

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
+from ttm_jax.input_shape import TRAIN_BATCH, check_input_shape
 from ttm_torch.config import Config
 from ttm_torch.machine import SimpleTokenTuringMachine, TokenTuringMachine
 from ttm_torch.multiplier import TTMModel
@@ -18,7 +19,6 @@ from ttm_torch.optimizer import make_optimizer
 from ttm_torch.state import evaluation_mode, train_step
 
 Model = TTMModel | TokenTuringMachine | SimpleTokenTuringMachine
-TRAIN_BATCH = 128
 MEGABYTE = 1e6
 
 
@@ -34,7 +34,7 @@ def measure_flops(model: Model, input_shape: tuple[int, ...] | None = None) -> i
     Raises:
         ValueError: if the shape is not the model's.
     """
-    B, *rest = _check_shape(model, input_shape, 1)
+    B, *rest = _input_shape(model, input_shape, 1)
     # The counter's hooks fail where gradients are off.
     with evaluation_mode(model), torch.enable_grad(), FlopCounterMode(display=False) as counter:
         model(_zeros(model, (1, *rest)))
@@ -56,7 +56,7 @@ def measure_memory(model: Model, input_shape: tuple[int, ...] | None = None) -> 
     Raises:
         ValueError: if the shape is not the model's.
     """
-    B, *rest = _check_shape(model, input_shape, TRAIN_BATCH)
+    B, *rest = _input_shape(model, input_shape, TRAIN_BATCH)
     device = next(model.parameters()).device
     meter = _AllocatorPeak(device) if device.type == "cuda" else _LiveStorages()
     step = _make_training(copy.deepcopy(model))
@@ -66,15 +66,8 @@ def measure_memory(model: Model, input_shape: tuple[int, ...] | None = None) -> 
     return meter.peak / MEGABYTE
 
 
-def _check_shape(model: Model, shape: tuple[int, ...] | None, batch_size: int) -> tuple[int, ...]:
-    if isinstance(model, TTMModel):
-        S = model.config.seq_len
-        shape = (batch_size, S) if shape is None else tuple(shape)
-        if len(shape) != 2 or shape[1] != S or shape[0] < 1:
-            raise ValueError(f"input_shape must be [B, {S}], got {shape}")
-    elif shape is None or len(shape) != 4 or min(shape) < 1:
-        raise ValueError(f"input_shape must be [B, T, N, D], got {shape}")
-    return tuple(shape)
+def _input_shape(model: Model, shape: tuple[int, ...] | None, batch_size: int) -> tuple[int, ...]:
+    return check_input_shape(model.config.seq_len if isinstance(model, TTMModel) else None, shape, batch_size)
 
 
 def _zeros(model: Model, shape: tuple[int, ...]) -> Tensor:

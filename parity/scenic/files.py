@@ -14,6 +14,7 @@ import numpy as np
 
 from parity.scenic.names import to_scenic
 from parity.scenic.original import ENCODER, build_machine, describe
+from ttm_jax.shipped import shipped
 
 
 class CaseError(ValueError):
@@ -54,9 +55,7 @@ def load_case(path: str | Path) -> Case:
 
 def shipped_cases() -> Path:
     """The folder of the cases that come with the package."""
-    package = Path(__file__).parents[1]
-    inside = package / "scenic_cases"  # of a wheel
-    return inside if inside.is_dir() else package.parent / "tests" / "data" / "scenic"
+    return shipped(Path(__file__).parents[1], "scenic_cases", "tests/data/scenic")
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.speed.cases import AUTOTUNE, COMPILE, COMPILE_STEP, EAGER, JAX, OTHER_FORMS, PLAIN, UNROLLED, UNROLLED_REMAT
+from ttm_jax.markdown import markdown_table
 
 LABELS = {
     JAX: "JAX",
@@ -90,7 +91,7 @@ def readme_table(result: dict[str, Any]) -> str:
         cells = case["variants"]
         torch = f"{_median(cells[best])} ({LABELS[best]})"
         rows.append([words, _median(cells[JAX]), torch, _ratio(cells[best])])
-    table = _table(["float32", "JAX", "best PyTorch", "PyTorch / JAX"], rows)
+    table = markdown_table(["float32", "JAX", "best PyTorch", "PyTorch / JAX"], rows)
     unrolled = [_scan_against_unrolled(case) for case in result["cases"] if UNROLLED in case["variants"]]
     return "\n\n".join([table, *filter(None, unrolled), _origin(result)])
 
@@ -232,7 +233,7 @@ def _times_table(cases: Sequence[Case], notes: list[str]) -> str:
         best = best_torch(case)
         times = [_time(case, name, notes) for name in shown]
         rows.append([*_keys(case), *times, _ratio(cells[best]) if best else "-"])
-    return _table([*_KEYS, *(LABELS[name] for name in shown), "PyTorch / JAX"], rows)
+    return markdown_table([*_KEYS, *(LABELS[name] for name in shown), "PyTorch / JAX"], rows)
 
 
 def _cells_table(cases: Sequence[Case], figure: Callable[[Cell], str | None], notes: list[str]) -> str:
@@ -244,7 +245,7 @@ def _cells_table(cases: Sequence[Case], figure: Callable[[Cell], str | None], no
             cell = case["variants"].get(name)
             figures.append("-" if cell is None else figure(cell) or _note(case, name, notes))
         rows.append([_kind(case), *_keys(case), *figures])
-    return _table(["what", *_KEYS, *(LABELS[name] for name in shown)], rows)
+    return markdown_table(["what", *_KEYS, *(LABELS[name] for name in shown)], rows)
 
 
 def _forms_table(case: Case) -> str:
@@ -257,7 +258,7 @@ def _forms_table(case: Case) -> str:
             time = _spread(cell["ms"]) if "ms" in cell else "-"
             rows.append([label, first, time, _ratio(cell) if name != JAX else "1", peak])
     headings = ["", "first call, s", "training step, ms", "time / scan with remat", "largest memory, MB"]
-    return f"{_what(case)}, batch {case['batch_size']}.\n\n{_table(headings, rows)}"
+    return f"{_what(case)}, batch {case['batch_size']}.\n\n{markdown_table(headings, rows)}"
 
 
 def _losses(cases: Sequence[Case]) -> str:
@@ -327,8 +328,3 @@ def _ratio(cell: Cell) -> str:
 
 def _percent(share: float | None) -> str:
     return "(not measured)" if share is None else f"{100 * share:.1f} %"
-
-
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(headings) + " |", "|---" * len(headings) + "|"]
-    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

@@ -69,17 +69,6 @@ def one(params):
     return {"params": params["step"]}
 
 
-def equations(jaxpr):
-    """All equations, those of inner jaxprs too."""
-    for equation in jaxpr.eqns:
-        yield equation
-        for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else (value,):
-                inner = getattr(inner, "jaxpr", inner)
-                if hasattr(inner, "eqns"):
-                    yield from equations(inner)
-
-
 def loss(machine, params, tokens, **options):
     outputs, memory = machine.apply({"params": params}, tokens, **options)
     return jnp.sum(jnp.sin(outputs)) + jnp.sum(jnp.cos(memory))
@@ -225,7 +214,7 @@ def test_memory_starts_learned_or_at_zero(runner, tokens):
     np.testing.assert_allclose(outputs, run(tokens, jnp.zeros((B, M, D)))[0], rtol=1e-5, atol=1e-6)
 
 
-def test_the_program_does_not_grow_with_the_steps(normal):
+def test_the_program_does_not_grow_with_the_steps(normal, equations):
     machine = CASES["mlp-mlp-transformer"]
 
     def size(steps):
@@ -238,7 +227,7 @@ def test_the_program_does_not_grow_with_the_steps(normal):
     assert size(4) == size(64)
 
 
-def test_rematerialised_steps_give_the_same(random_params, tokens):
+def test_rematerialised_steps_give_the_same(random_params, tokens, equations):
     modes, x = dict(read="pooling", write="pooling"), tokens[:, :3]
     params = random_params(TokenTuringMachine(**modes, **SIZES), x)
 
@@ -258,7 +247,7 @@ def test_rematerialised_steps_give_the_same(random_params, tokens):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5), plain, again)
 
 
-def test_only_products_over_256_numbers_are_deep(random_params, normal):
+def test_only_products_over_256_numbers_are_deep(random_params, normal, equations):
     x = normal(0, 1, 2, 3, 4)
     products = {}
     for mlp_dim in (255, 256):
