@@ -62,8 +62,10 @@ def test_the_parity_table_is_that_of_the_results():
         assert ok == ("yes" if row["ok"] else "NO")
 
 
-def test_the_model_of_ones_own_runs():
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "class Classifier" in block)
+@pytest.mark.parametrize("name", ["Classifier", "TorchClassifier"])
+def test_the_model_of_ones_own_runs(name):
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    (code,) = (block for block in blocks if f"class {name}(" in block)
     names = {}
     exec(code, names)  # our own README
     assert names["logits"].shape == (2, 8, 10)

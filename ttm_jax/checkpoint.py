@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 
 from ttm_jax.checkpoint_files import (
     BEST,
+    JAX_FORMAT,
     KEPT,
     LATEST,
     CheckpointError,
@@ -27,7 +28,6 @@ from ttm_jax.state import TrainState, create_state, random_keys
 
 __all__ = [
     "BEST",
-    "FORMAT",
     "LATEST",
     "CheckpointError",
     "CheckpointFolder",
@@ -35,10 +35,9 @@ __all__ = [
     "load_meta",
     "load_params",
     "load_state",
+    "save_params",
     "saved_steps",
 ]
-
-FORMAT = "ttm-multiplier-1"
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each save there
 
@@ -63,10 +62,7 @@ class CheckpointFolder:
     def save(self, state: TrainState, meta: dict[str, Any]) -> Path:
         """Writes the state and `meta` as the checkpoint of the state's step; nothing where it is there already."""
         step = int(jax.device_get(state.step))
-        items = {
-            "params": ocp.args.StandardSave(state.params),
-            "meta": ocp.args.JsonSave({"format": FORMAT, **meta}),
-        }
+        items = _items(state.params, meta)
         if self._with_training:
             items["training"] = ocp.args.StandardSave(_training_item(state))
         if step not in self._manager.all_steps():
@@ -85,7 +81,14 @@ def load_meta(path: Path) -> tuple[Config, dict[str, Any]]:
     Raises:
         CheckpointError: if it is not one of this project's or its config is not one that this version knows.
     """
-    return read_meta(path, FORMAT)
+    return read_meta(path, JAX_FORMAT)
+
+
+def save_params(path: Path, params: Any, meta: dict[str, Any]) -> None:
+    """Writes parameters and `meta`, which has the config, as a checkpoint at a path where there is nothing yet."""
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        checkpointer.save(path.absolute(), args=ocp.args.Composite(**_items(params, meta)))
+    write_checksums(path)
 
 
 def load_params(path: Path, config: Config) -> dict:
@@ -109,6 +112,13 @@ def load_state(path: Path, config: Config) -> TrainState:
     params = _restore(path, "params", like.params)
     training = _restore(path, "training", _training_item(like))
     return like.replace(params=params, key=random_keys(config)[1], **training)
+
+
+def _items(params: Any, meta: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "params": ocp.args.StandardSave(params),
+        "meta": ocp.args.JsonSave({**meta, "format": JAX_FORMAT}),
+    }
 
 
 def _training_item(state: TrainState) -> dict[str, Any]:

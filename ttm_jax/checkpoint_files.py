@@ -14,6 +14,8 @@ from typing import Any
 
 from ttm_jax.config import Config, ConfigError, config_from_dict
 
+JAX_FORMAT, TORCH_FORMAT = "ttm-multiplier-1", "ttm-multiplier-torch-1"
+_PACKAGES = {JAX_FORMAT: "ttm_jax", TORCH_FORMAT: "ttm_torch"}
 LATEST, BEST = "checkpoints", "best"
 KEPT = {LATEST: 2, BEST: 1}
 CHECKSUMS = "checksums.json"
@@ -62,18 +64,37 @@ def read_meta(path: Path, wanted: str) -> tuple[Config, dict[str, Any]]:
     Raises:
         CheckpointError: if it is of another format or its config is not one that this version knows.
     """
+    meta = _read_meta(path)
+    if (found := meta["format"]) != wanted:
+        raise CheckpointError(
+            f"checkpoint {path}: written by {_PACKAGES[found]}, where one of {_PACKAGES[wanted]} is wanted; "
+            f"python -m parity.convert {path} NEW_FOLDER makes one"
+        )
+    try:
+        return config_from_dict(meta["config"]), meta
+    except (ConfigError, KeyError) as error:
+        raise CheckpointError(f"checkpoint {path}: its config does not fit this version: {error}") from None
+
+
+def read_format(path: Path) -> str:
+    """Which twin wrote a checkpoint: JAX_FORMAT or TORCH_FORMAT.
+
+    Raises:
+        CheckpointError: if neither did.
+    """
+    return _read_meta(path)["format"]
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
     verify(path, "meta")
     try:
         meta = json.loads((path / "meta" / "metadata").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise CheckpointError(f"checkpoint {path}: meta/ is missing or damaged") from None
     found = meta.get("format") if isinstance(meta, dict) else None
-    if found != wanted:
-        raise CheckpointError(f"checkpoint {path}: not a multiplier (format {wanted!r} wanted, {found!r} found)")
-    try:
-        return config_from_dict(meta["config"]), meta
-    except (ConfigError, KeyError) as error:
-        raise CheckpointError(f"checkpoint {path}: its config does not fit this version: {error}") from None
+    if found not in _PACKAGES:
+        raise CheckpointError(f"checkpoint {path}: not a multiplier (format {found!r}; known: {', '.join(_PACKAGES)})")
+    return meta
 
 
 def check_arrays(path: Path, item: str, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:

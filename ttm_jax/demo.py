@@ -102,7 +102,12 @@ def load_demo(path: Path | None) -> Multiplier:
             f"no trained model at {wanted}; train one, in minutes, by {this_python()} -m ttm_jax.train "
             "and name it: --checkpoint runs/quick"
         )
-    return load(wanted)
+    multiplier = load(wanted)
+    if (kind := multiplier.config.model.kind) != "machine":
+        raise CheckpointError(
+            f"checkpoint {wanted}: model.kind is {kind}, which has no memory to show; name a machine's"
+        )
+    return multiplier
 
 
 def warm_up(multiplier: Multiplier) -> None:

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from ttm_jax.answers import answer_pairs
-from ttm_jax.checkpoint import FORMAT, CheckpointFolder, load_state
+from ttm_jax.checkpoint import CheckpointFolder, load_state
+from ttm_jax.checkpoint_files import JAX_FORMAT
 from ttm_jax.cli import Parser
 from ttm_jax.config import Config, ConfigError, RematName
 from ttm_jax.fallback import StepPlan
@@ -34,7 +35,7 @@ class Trainer(TrainingLoop[TrainState]):
         ConfigError: also where the config asks for float64 and JAX is not allowed it.
     """
 
-    checkpoint_format = FORMAT
+    checkpoint_format = JAX_FORMAT
 
     def __init__(
         self,

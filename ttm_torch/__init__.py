@@ -27,7 +27,6 @@ from ttm_torch.losses import (
     compute_normalized_ce_loss,
     compute_total_loss,
     create_eos_target,
-    create_target_mask,
     find_eos_positions,
 )
 from ttm_torch.machine import (
@@ -50,6 +49,7 @@ from ttm_torch.memory import (
     write_operation,
 )
 from ttm_torch.metrics import (
+    create_target_mask,
     exact_match,
     position_accuracy,
     sequence_accuracy,

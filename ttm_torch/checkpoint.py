@@ -18,6 +18,7 @@ from ttm_jax.checkpoint_files import (
     BEST,
     KEPT,
     LATEST,
+    TORCH_FORMAT,
     CheckpointError,
     check_arrays,
     find_checkpoint,
@@ -32,7 +33,6 @@ from ttm_torch.state import TrainState, create_model, create_state
 
 __all__ = [
     "BEST",
-    "FORMAT",
     "LATEST",
     "CheckpointError",
     "CheckpointFolder",
@@ -40,10 +40,10 @@ __all__ = [
     "load_meta",
     "load_model",
     "load_state",
+    "save_model",
     "saved_steps",
 ]
 
-FORMAT = "ttm-multiplier-torch-1"
 _WEIGHTS, _TRAINING = "params/model.safetensors", "training/optimizer.pt"
 
 
@@ -61,16 +61,7 @@ class CheckpointFolder:
         """Writes the state and `meta` as the checkpoint of the state's step; nothing where it is there already."""
         path = self.path / str(state.step)
         if not path.exists():
-            temporary = path.with_suffix(".tmp")
-            for item in ("params", "meta", *(["training"] if self._with_training else [])):
-                (temporary / item).mkdir(parents=True)
-            save_file(_weights(state.model), temporary / _WEIGHTS)
-            text = json.dumps({"format": FORMAT, **meta})
-            (temporary / "meta" / "metadata").write_text(text, encoding="utf-8")
-            if self._with_training:
-                torch.save(_training(state), temporary / _TRAINING)
-            write_checksums(temporary)
-            temporary.rename(path)
+            _write(path, state.model, meta, _training(state) if self._with_training else None)
         for step in saved_steps(self.path.parent, self.path.name)[: -self._kept]:
             removed = self.path / f"{step}.tmp"
             (self.path / str(step)).rename(removed)
@@ -87,7 +78,12 @@ def load_meta(path: Path) -> tuple[Config, dict[str, Any]]:
     Raises:
         CheckpointError: if it is not one of the twin's or its config is not one that this version knows.
     """
-    return read_meta(path, FORMAT)
+    return read_meta(path, TORCH_FORMAT)
+
+
+def save_model(path: Path, model: TTMModel, meta: dict[str, Any]) -> None:
+    """Writes weights and `meta`, which has the config, as a checkpoint at a path where there is nothing yet."""
+    _write(path, model, meta, None)
 
 
 def load_model(path: Path, config: Config) -> TTMModel:
@@ -119,6 +115,19 @@ def load_state(path: Path, config: Config, device: torch.device | str = "cpu") -
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise CheckpointError(f"checkpoint {path}: training/ is damaged, or of another optimiser") from error
     return state
+
+
+def _write(path: Path, model: TTMModel, meta: dict[str, Any], training: dict[str, Any] | None) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    for item in ("params", "meta", *(["training"] if training else [])):
+        (temporary / item).mkdir(parents=True)
+    save_file(_weights(model), temporary / _WEIGHTS)
+    text = json.dumps({**meta, "format": TORCH_FORMAT})
+    (temporary / "meta" / "metadata").write_text(text, encoding="utf-8")
+    if training:
+        torch.save(training, temporary / _TRAINING)
+    write_checksums(temporary)
+    temporary.rename(path)
 
 
 def _training(state: TrainState) -> dict[str, Any]:

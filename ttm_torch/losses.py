@@ -5,19 +5,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ttm_torch.metrics import create_target_mask
 from ttm_torch.multiplier import extract_eos_probs
 from ttm_torch.vocab import EOS_TOKEN
 
 EOS_LOSS_SCALE = 0.1
 CARRY_LOSS_SCALE = 0.5
 PROBABILITY_EPS = 1e-7
-
-
-def create_target_mask(targets_BxS: Tensor) -> Tensor:
-    """1 (float32 [B, S]) up to and including the first EOS of each sequence, 0 after it; all 1 where there is none."""
-    is_eos_BxS = (targets_BxS == EOS_TOKEN).int()
-    before_BxS = is_eos_BxS.cumsum(dim=1) - is_eos_BxS
-    return (before_BxS == 0).float()
 
 
 def _cross_entropies(logits_BxSxV: Tensor, targets_BxS: Tensor) -> Tensor:

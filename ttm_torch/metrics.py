@@ -3,9 +3,23 @@
 from torch import Tensor
 
 from ttm_jax.metrics import wilson_interval
-from ttm_torch.losses import create_target_mask
+from ttm_torch.vocab import EOS_TOKEN
 
-__all__ = ["correct_positions", "exact_match", "position_accuracy", "sequence_accuracy", "wilson_interval"]
+__all__ = [
+    "correct_positions",
+    "create_target_mask",
+    "exact_match",
+    "position_accuracy",
+    "sequence_accuracy",
+    "wilson_interval",
+]
+
+
+def create_target_mask(targets_BxS: Tensor) -> Tensor:
+    """1 (float32 [B, S]) up to and including the first EOS of each sequence, 0 after it; all 1 where there is none."""
+    is_eos_BxS = (targets_BxS == EOS_TOKEN).int()
+    before_BxS = is_eos_BxS.cumsum(dim=1) - is_eos_BxS
+    return (before_BxS == 0).float()
 
 
 def correct_positions(predictions_BxS: Tensor, targets_BxS: Tensor) -> Tensor:

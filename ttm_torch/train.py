@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from ttm_jax.answers import answer_pairs
+from ttm_jax.checkpoint_files import TORCH_FORMAT
 from ttm_jax.cli import Parser
 from ttm_jax.fallback import StepPlan
 from ttm_jax.loop import NonFiniteLoss, TrainingLoop
 from ttm_jax.training_command import make_training_parser, resolve, run_training
-from ttm_torch.checkpoint import FORMAT, CheckpointFolder, load_state
+from ttm_torch.checkpoint import CheckpointFolder, load_state
 from ttm_torch.config import Config
 from ttm_torch.device import add_device_flag, find_device
 from ttm_torch.inference import Multiplier
@@ -42,7 +43,7 @@ class Trainer(TrainingLoop[TrainState]):
         ConfigError: also where there is no such device, or the types are not the twin's.
     """
 
-    checkpoint_format = FORMAT
+    checkpoint_format = TORCH_FORMAT
 
     def __init__(
         self,

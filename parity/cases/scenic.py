@@ -9,7 +9,16 @@ from flax.traverse_util import unflatten_dict
 
 from parity import scenic
 from parity.compare import Row, compared
-from parity.scenic import BOUND, MODES, build_machine, from_scenic, load_case, shipped_cases, to_scenic
+from parity.scenic import (
+    GRADIENT_BOUND,
+    MODES,
+    OUTPUT_BOUND,
+    build_machine,
+    from_scenic,
+    load_case,
+    shipped_cases,
+    to_scenic,
+)
 from parity.twins import gradients_of, load_weights, tensors_of, to_numpy
 from parity.weights import twin_of
 from ttm_jax.processing import PROCESSING_UNITS
@@ -28,8 +37,12 @@ class ScenicCase:
     def rows(self, device: str) -> list[Row]:
         case = load_case(shipped_cases() / f"{self.stem}.npz")
         return [
-            compared(package, BOUND, outputs=(outputs, case.outputs), gradients=(grads, case.grads))
+            row
             for package, (outputs, grads) in (("ttm_jax", scenic.run(case)), ("ttm_torch", run_torch(case, device)))
+            for row in (
+                compared(package, OUTPUT_BOUND, outputs=(outputs, case.outputs)),
+                compared(package, GRADIENT_BOUND, gradients=(grads, case.grads)),
+            )
         ]
 
 

@@ -196,11 +196,9 @@ def _weights(twin: nn.Module, params: Any) -> Arrays:
 class OptimizerCase:
     """20 steps by the `train_step` of both packages: losses, rates, weights."""
 
+    name: str
     config: OptimizerConfig
-
-    @property
-    def name(self) -> str:
-        return f"optimizer/{self.config.name}"
+    jit: Callable[..., Any] = fast_jit
 
     def rows(self, device: str) -> list[Row]:
         params, losses, rates, weights = _jax_steps(self)
@@ -234,7 +232,7 @@ def _jax_steps(case: OptimizerCase) -> tuple[Any, np.ndarray, np.ndarray, Arrays
             model=model,
             config=dataclasses.replace(Config(), model=SMALL, optimizer=case.config),
         )
-        step = fast_jit(lambda state, batch: ttm_jax.train_step(state, batch))
+        step = case.jit(lambda state, batch: ttm_jax.train_step(state, batch))
         told = []
         for n in range(STEPS):
             state, metrics = step(state, multiplier_batch(n))
@@ -257,5 +255,6 @@ def _machine_case(machine: Any) -> TrainingCase:
 CASES = (
     *(_mode_case(*mode) for mode in machines.MODES),
     *(_machine_case(machine) for machine in machines.MACHINES[len(machines.MODES) :]),
-    *(OptimizerCase(config) for config in OPTIMIZERS),
+    *(OptimizerCase(f"optimizer/{config.name}", config) for config in OPTIMIZERS),
+    OptimizerCase("optimizer/default", OptimizerConfig(), jax.jit),  # optimised, as users run it
 )

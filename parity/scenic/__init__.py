@@ -5,14 +5,15 @@ A case is an `.npz` file computed with the unmodified Scenic modules (`projects/
 original's parameter names, `in/...` and `out/...`. The gradients are those of sum(out * cot).
 """
 
-from parity.scenic.check import BOUND, CaseCheck, check_case, compare, run
+from parity.scenic.check import GRADIENT_BOUND, OUTPUT_BOUND, CaseCheck, check_case, compare, run
 from parity.scenic.files import Case, CaseError, load_case, shipped_cases
 from parity.scenic.names import from_scenic, to_scenic
 from parity.scenic.original import MODES, build_machine
 
 __all__ = [
-    "BOUND",
+    "GRADIENT_BOUND",
     "MODES",
+    "OUTPUT_BOUND",
     "Case",
     "CaseCheck",
     "CaseError",

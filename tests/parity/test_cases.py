@@ -64,7 +64,7 @@ def test_nothing_is_left_out():
     assert len(modes) == 3 * 6 * 3 + 3 * 3 + 3 * 2
     for group in ("machine", "training"):
         assert {name.removeprefix(f"{group}/") for name in names if name.startswith(f"{group}/")} == modes
-    assert set(names) >= {*FAST_TRAININGS, "optimizer/adam", "optimizer/adamw", "optimizer/muon"}
+    assert set(names) >= {*FAST_TRAININGS, "optimizer/adam", "optimizer/adamw", "optimizer/muon", "optimizer/default"}
     assert {f"scenic/{path.stem}" for path in SCENIC.glob("*.npz")} <= set(names)
 
 

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from parity.compare import largest_difference
 from parity.fast_jit import fast_jit
-from parity.scenic import BOUND, build_machine, check_case, from_scenic, load_case, to_scenic
+from parity.scenic import GRADIENT_BOUND, OUTPUT_BOUND, build_machine, check_case, from_scenic, load_case, to_scenic
 from parity.scenic.__main__ import main
 
 DATA = Path(__file__).parents[1] / "data" / "scenic"
@@ -88,14 +88,14 @@ def test_an_error_in_any_array_is_seen():
     rounding = 0
     for name, array in grads.items():
         scale = float(np.abs(array).max())
-        if (
-            scale < 1e-6 * largest
-        ):  # the gradients of five biases to which softmax is invariant, and of what has no effect
+        # The gradients of five biases to which softmax is invariant, and of what has no effect.
+        if scale < 1e-6 * largest:
             rounding, scale = rounding + 1, largest
-        for error, seen in ((1.5 * BOUND * scale, True), (0.5 * BOUND * scale, False), (np.nan, True)):
+        bound = GRADIENT_BOUND * scale
+        for error, seen in ((1.5 * bound, True), (0.5 * bound, False), (np.nan, True)):
             wrong = array.copy()
             wrong.flat[-1] += error
-            assert (largest_difference({**grads, name: wrong}, grads).value > BOUND) == seen
+            assert (largest_difference({**grads, name: wrong}, grads).value > GRADIENT_BOUND) == seen
     assert rounding == 5
 
 
@@ -107,7 +107,7 @@ def test_a_changed_number_is_out_of_bounds(name, altered, capsys):
     assert main([path]) == 1
     out, err = capsys.readouterr()
     assert out.splitlines()[1].endswith("NO")
-    assert out.splitlines()[-1] == "0 of 1 cases within 2e-05 of the original"
+    assert out.splitlines()[-1] == "0 of 1 cases within 1e-05 in outputs, 2e-05 in gradients of the original"
     assert err == ""
 
 
@@ -121,11 +121,11 @@ def test_table_and_json(altered, capsys):
     wrong = altered(lambda arrays: arrays["out/memory"].__setitem__((0, 0, 0), 9.0))
     assert main([str(SMALL), wrong]) == 1
     header, good, bad, summary = capsys.readouterr().out.splitlines()
-    assert header.split() == ["case", "outputs", "gradients", "bound", "ok"]
+    assert header.split() == ["case", "outputs", "gradients", "ok"]
     assert (good.split()[0], good.split()[-1]) == ("simple_mlp", "yes")
     assert (bad.split()[0], bad.split()[-1]) == ("case", "NO")
     assert len({len(header), len(good), len(bad)}) <= 2  # "ok", "yes" and "NO" end the rows
-    assert summary == "1 of 2 cases within 2e-05 of the original"
+    assert summary == "1 of 2 cases within 1e-05 in outputs, 2e-05 in gradients of the original"
 
     assert main(["--json", str(SMALL)]) == 0
     report = json.loads(capsys.readouterr().out)
@@ -133,9 +133,8 @@ def test_table_and_json(altered, capsys):
     (case,) = report["cases"]
     assert case["case"] == "simple_mlp"
     assert case["ok"] is True
-    assert case["bound"] == BOUND
-    assert 0 < case["outputs"] < BOUND
-    assert 0 < case["gradients"] < BOUND
+    assert 0 < case["outputs"] < case["output_bound"] == OUTPUT_BOUND == 1e-5
+    assert 0 < case["gradients"] < case["gradient_bound"] == GRADIENT_BOUND == 2e-5
 
 
 def own_case(path, meta, batch, num_tokens, width):

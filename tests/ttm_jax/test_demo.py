@@ -8,7 +8,9 @@ import pytest
 
 import ttm_jax
 from ttm_jax import demo
+from ttm_jax.checkpoint import save_params
 from ttm_jax.cli import this_python
+from ttm_jax.config import config_to_dict, override
 from ttm_jax.demo import main
 
 
@@ -162,6 +164,15 @@ def test_no_shipped_checkpoint_is_one_line(command, monkeypatch, tmp_path):
         f"python -m ttm_jax.demo: error: no trained model at {tmp_path / 'none'}; train one, in minutes, by "
         f"{this_python()} -m ttm_jax.train and name it: --checkpoint runs/quick\n"
     )
+
+
+def test_a_model_without_a_machine_is_one_line(command, tiny_config, tmp_path):
+    config = override(tiny_config, {"model.kind": "transformer", "model.carry_head": "false"})
+    save_params(tmp_path / "baseline", ttm_jax.create_state(config).params, {"config": config_to_dict(config)})
+    code, out, err = command("2*3", "--checkpoint", tmp_path / "baseline")
+    assert (code, out) == (2, "")
+    assert err.endswith("baseline: model.kind is transformer, which has no memory to show; name a machine's\n")
+    assert err.count("\n") == 1
 
 
 def test_a_checkpoint_that_is_none_is_one_line(command, tmp_path):

@@ -161,7 +161,9 @@ def test_the_best_checkpoint_is_not_gone_on_from(tiny_run, tiny_config):
 def test_a_checkpoint_of_jax_is_told_apart(checkpoint):
     (checkpoint / "checksums.json").unlink()
     (checkpoint / "meta" / "metadata").write_text(json.dumps({"format": "ttm-multiplier-1"}))
-    with pytest.raises(CheckpointError, match="format 'ttm-multiplier-torch-1' wanted, 'ttm-multiplier-1' found"):
+    with pytest.raises(
+        CheckpointError, match="written by ttm_jax, where one of ttm_torch is wanted; python -m parity.convert "
+    ):
         ttm_torch.load(checkpoint)
 
 

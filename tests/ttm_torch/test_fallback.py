@@ -8,7 +8,7 @@ import ttm_torch.train
 from ttm_jax.multiplication import MultiplicationDataset
 from ttm_torch.checkpoint import LATEST, find_checkpoint, load_state
 from ttm_torch.config import override
-from ttm_torch.losses import create_target_mask
+from ttm_torch.metrics import create_target_mask
 from ttm_torch.state import create_state, train_step_with_metrics
 from ttm_torch.train import main
 

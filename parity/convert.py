@@ -1,0 +1,87 @@
+"""Carries a checkpoint from one twin to the other: `python -m parity.convert`."""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ttm_jax.checkpoint_files import JAX_FORMAT, CheckpointError, find_checkpoint, read_format
+from ttm_jax.cli import Parser, fail
+
+
+def convert_checkpoint(source: str | Path, target: str | Path) -> Path:
+    """Writes the weights of a checkpoint, to the bit, as a checkpoint of the other twin; gives the one that was read.
+
+    What is known of the training goes along, the optimiser's state does not: the result is for use and evaluation.
+
+    Args:
+        source: a checkpoint, or a run folder, of which the best is taken.
+        target: a folder that does not exist yet.
+
+    Raises:
+        CheckpointError: if the source is missing, damaged or of a model that the other twin has not, or if the target
+            exists or cannot be written.
+    """
+    import jax
+
+    import ttm_jax.checkpoint
+    import ttm_torch.checkpoint
+    from parity.weights import to_jax, to_torch
+    from ttm_jax.config import ConfigError
+    from ttm_jax.state import create_state
+    from ttm_torch.state import create_model
+
+    path, target = find_checkpoint(source), Path(target)
+    if target.exists():
+        raise CheckpointError(f"{target}: there is something already; name a new folder")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if read_format(path) == JAX_FORMAT:
+            config, meta = ttm_jax.checkpoint.load_meta(path)
+            twin = create_model(config)
+            twin.load_state_dict(to_torch(ttm_jax.checkpoint.load_params(path, config)))
+            ttm_torch.checkpoint.save_model(target, twin, meta)
+        else:
+            config, meta = ttm_torch.checkpoint.load_meta(path)
+            twin = ttm_torch.checkpoint.load_model(path, config)
+            like = jax.eval_shape(lambda: create_state(config)).params
+            ttm_jax.checkpoint.save_params(target, to_jax(twin.state_dict(), like), meta)
+    except ConfigError as error:
+        raise CheckpointError(f"checkpoint {path}: {error}") from None
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot be written: {error.strerror}") from None
+    return path
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m parity.convert",
+        description="Carries a checkpoint of ttm_jax to ttm_torch, or back: the same weights to the bit, without the "
+        "optimiser's state.",
+        epilog="example: python -m parity.convert checkpoints/multiplication runs/multiplication-torch\n\n"
+        "exit status: 0 written, 2 bad input",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("source", type=Path, metavar="CHECKPOINT", help="of either twin, or a run folder with one")
+    parser.add_argument("target", type=Path, metavar="NEW_FOLDER", help="where the other twin's is written")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if importlib.util.find_spec("torch") is None:
+        return fail(parser, "PyTorch is not installed; pip install 'token-turing-machine[torch]' installs it")
+    try:
+        source = convert_checkpoint(options.source, options.target)
+    except CheckpointError as error:
+        return fail(parser, error)
+    package = "ttm_torch" if read_format(source) == JAX_FORMAT else "ttm_jax"
+    print(f"written: {options.target}, of {source}; python -m {package}.evaluate {options.target}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
