@@ -21,20 +21,13 @@ from ttm_torch.state import loss_fn
 ROOT = Path(__file__).parents[2]
 NOT_MEASURED = "not measured"
 GPU = "nothing was measured on a GPU"
-HARDWARE = "the measuring command was not run yet"
 
 # What is still open, and why; nothing else may be. An item goes from here when its figures come.
 OPEN = {
-    "1.5": HARDWARE,
     "1.6": GPU,
     "1.7": GPU,
     "1.8": GPU,
-    "1.9": HARDWARE,
-    "4.4": HARDWARE,
-    "4.8": HARDWARE,
-    "11.3": HARDWARE,
     "11.5": GPU,
-    "11.6": HARDWARE,
     "11.7": GPU,
 }
 
@@ -64,7 +57,7 @@ def milliseconds(platform: str, operation: str) -> float | None:
 
 def shown(*values: float | None) -> list[str]:
     """Three digits."""
-    return [NOT_MEASURED if value is None else f"{value:.3g}" for value in values]
+    return [NOT_MEASURED if value is None else f"{float(f'{value:.3g}'):,g}" for value in values]
 
 
 def on_both(operation: str) -> list[str]:

@@ -81,6 +81,10 @@ def test_tables_and_notes(section):
     (note,) = training.notes(section)
     assert "(wanted: 60 %, " in note
     assert "By kind: " in note
+    row = section["rows"][0]
+    products = [work["seconds"] for work in row["profile"]["rows"] if work["kind"] == "products"]
+    at_most = percent(row["flops"] / sum(products) / row["ceiling_flops_per_s"])
+    assert note.endswith(f" Were its products all that it does, it would be at {at_most}.")
     assert all(len(row) == len(table.headings) for table in (step, costliest) for row in table.rows)
 
 

@@ -212,9 +212,18 @@ def notes(section: dict[str, Any]) -> list[str]:
         found.append(
             f"{row['config']}: {percent(row['flops_fraction'])} of the FLOP/s of a large product "
             f"(wanted: {percent(section['wanted'])}, {met}); in the loop, with its data, a step takes {ratio} as long "
-            f"as alone. By kind: {_shares(row, 'kind')}. By pass: {_shares(row, 'phase')}."
+            f"as alone. By kind: {_shares(row, 'kind')}. By pass: {_shares(row, 'phase')}. "
+            f"Were its products all that it does, it would be at {percent(_limit(row))}."
         )
     return found
+
+
+def _limit(row: dict[str, Any]) -> float:
+    """The share of the ceiling at which the products of a step ran, those computed again and the optimiser's counted
+    in their time but not in their number.
+    """
+    seconds = sum(work["seconds"] for work in row["profile"]["rows"] if work["kind"] == "products")
+    return row["flops"] / seconds / row["ceiling_flops_per_s"]
 
 
 def _shares(row: dict[str, Any], key: str) -> str:
