@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ttm_jax.benchmarks import training
+from ttm_jax.benchmarks.report import median, peak, percent, scaled, times
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
@@ -60,6 +63,45 @@ def test_the_parity_table_is_that_of_the_results():
             row["bound"],
         )
         assert ok == ("yes" if row["ok"] else "NO")
+
+
+def test_the_benchmarks_are_those_of_the_results():
+    """Each row's second cell, worked out from the file that hardware_choice.md is written from."""
+    (path,) = (ROOT / "results/hardware").glob("*.json")
+    result = json.loads(path.read_text())
+    first, last = result["history"]["streaming"][0], result["history"]["streaming"][-1]
+    wins, batches = result["history"]["wins"], result["batch_sizes"]
+    best = next(row for row in batches["rows"] if row["batch_size"] == batches["best"])
+    unrolled = {row["steps"]: row for row in result["unrolled"]["rows"] if row["num_tokens"] == 16}
+    deep_dots = next(row for row in result["remat"]["shapes"][0]["rows"] if row["policy"] == "deep_dots")
+    temporary = [row["memory"]["temporary"] for row in (deep_dots, unrolled[32]["unrolled"])]
+    steps = training.notes(result["training"])
+    limits = [re.search(r"it would be at (.*)\.$", note)[1] for note in steps]
+
+    def against_scan(steps):
+        compiling, step, memory = (times(ratio) for ratio in unrolled[steps]["ratios"].values())
+        return f"{compiling} the time to compile, {step} a training step, {memory} the temporary memory"
+
+    def rate(number):
+        return percent(result["training"]["rows"][number]["flops_fraction"])
+
+    assert (first["steps"], last["steps"]) == (10, 100_000)
+    cells = [
+        f"{median(first['machine'])} and {median(last['machine'])}",
+        f"{median(first['transformer'])} and {median(last['transformer'])}",
+        f"{peak(last['machine']['memory'])} and {peak(last['transformer']['memory'])}",
+        f"from {wins['streaming_time']} steps on streaming, from {wins['whole_time']} on over whole sequences",
+        f"{best['batch_size']}, {best['examples_per_s']:.0f} examples/s, {peak(best['memory'])}",
+        against_scan(32),
+        against_scan(128),
+        f"{rate(0)} (default config), {rate(1)} (`multiplication`)",
+        ", ".join(limits),
+    ]
+    _, section = README.split("## Benchmarks")
+    rows = re.findall(r"^\| [^|]+ \| ([^|]+) \|$", section, re.MULTILINE)
+    assert rows == cells
+    assert "takes {} of their {} at 32 steps".format(*(scaled(count, "B") for count in temporary)) in section
+    assert result["history"]["provenance"]["commit"][:7] in section
 
 
 @pytest.mark.parametrize("name", ["Classifier", "TorchClassifier"])

@@ -13,13 +13,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import ttm_torch
+from ttm_jax.benchmarks.report import NOT_MEASURED, digits
 from ttm_jax.flops import summary_cost
 from ttm_jax.run_folder import RunFolder
 from ttm_torch.config import find_config
 from ttm_torch.state import loss_fn
 
 ROOT = Path(__file__).parents[2]
-NOT_MEASURED = "not measured"
 GPU = "nothing was measured on a GPU"
 
 # What is still open, and why; nothing else may be. An item goes from here when its figures come.
@@ -56,8 +56,7 @@ def milliseconds(platform: str, operation: str) -> float | None:
 
 
 def shown(*values: float | None) -> list[str]:
-    """Three digits."""
-    return [NOT_MEASURED if value is None else f"{float(f'{value:.3g}'):,g}" for value in values]
+    return [NOT_MEASURED if value is None else digits(value) for value in values]
 
 
 def on_both(operation: str) -> list[str]:
