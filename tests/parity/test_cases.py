@@ -1,5 +1,6 @@
 """All that `python -m parity` compares, case by case, and that it leaves nothing out."""
 
+import json
 from itertools import product
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from parity.twins import as_arrays
 from ttm_jax.memory import READS, WRITES
 from ttm_jax.processing import PROCESSING_UNITS
 
-SCENIC = Path(__file__).parents[1] / "data" / "scenic"
+ROOT = Path(__file__).parents[2]
+SCENIC = ROOT / "tests" / "data" / "scenic"
 # Each read, write and processing unit, and each compat, once; the others with -m slow.
 FAST_TRAININGS = {
     f"training/{mode}"
@@ -66,6 +68,11 @@ def test_nothing_is_left_out():
         assert {name.removeprefix(f"{group}/") for name in names if name.startswith(f"{group}/")} == modes
     assert set(names) >= {*FAST_TRAININGS, "optimizer/adam", "optimizer/adamw", "optimizer/muon", "optimizer/default"}
     assert {f"scenic/{path.stem}" for path in SCENIC.glob("*.npz")} <= set(names)
+
+
+def test_the_results_are_of_all_cases():
+    result = json.loads((ROOT / "results" / "parity.json").read_text())
+    assert {row["case"] for row in result["comparisons"]} == {case.name for case in (*CASES, *MUTATIONS)}
 
 
 def test_the_trainings_train():
