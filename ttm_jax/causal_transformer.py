@@ -45,14 +45,14 @@ class CausalTransformer(nn.Module):
     @nn.compact
     def __call__(self, tokens_BxQxD: jax.Array, cache: Cache | None = None) -> tuple[jax.Array, Cache]:
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        x = tokens_BxQxD
+        x, is_whole = tokens_BxQxD, cache is None
         if cache is None:
             cache = self.empty_cache(*x.shape, dtype=x.dtype if self.dtype is None else self.dtype)
         keys, values = list(cache.keys), list(cache.values)
         for layer in range(self.num_layers):
             attention = CachedAttention(self.num_heads, **dtypes, name=f"attention_{layer}")
             y = nn.LayerNorm(**dtypes, name=f"attention_norm_{layer}")(x)
-            y, keys[layer], values[layer] = attention(y, keys[layer], values[layer], cache.length)
+            y, keys[layer], values[layer] = attention(y, keys[layer], values[layer], cache.length, is_whole)
             x = x + y
             y = nn.LayerNorm(**dtypes, name=f"mlp_norm_{layer}")(x)
             x = x + FeedForward(self.mlp_dim, None, **dtypes, name=f"mlp_{layer}")(y)
@@ -79,7 +79,12 @@ class CachedAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BxQxD: jax.Array, keys_BxHxCxK: jax.Array, values_BxHxCxK: jax.Array, length: jax.Array
+        self,
+        x_BxQxD: jax.Array,
+        keys_BxHxCxK: jax.Array,
+        values_BxHxCxK: jax.Array,
+        length: jax.Array,
+        is_whole: bool = False,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         _, Q, D = x_BxQxD.shape
         if D % (2 * self.num_heads):
@@ -91,31 +96,38 @@ class CachedAttention(nn.Module):
         start = (0, 0, length, 0)
         keys_BxHxCxK = jax.lax.dynamic_update_slice(keys_BxHxCxK, rotate(k, positions_Q), start)
         values_BxHxCxK = jax.lax.dynamic_update_slice(values_BxHxCxK, v, start)
-        heads_BxHxQxK = attend(rotate(q, positions_Q), keys_BxHxCxK, values_BxHxCxK, positions_Q)
+        heads_BxHxQxK = attend(rotate(q, positions_Q), keys_BxHxCxK, values_BxHxCxK, positions_Q, is_whole)
         out = dense(features=D, axis=(-2, -1), name="out")(jnp.swapaxes(heads_BxHxQxK, 1, 2))
         return out, keys_BxHxCxK, values_BxHxCxK
 
 
 def attend(
-    q_BxHxQxK: jax.Array, keys_BxHxCxK: jax.Array, values_BxHxCxK: jax.Array, positions_Q: jax.Array
+    q_BxHxQxK: jax.Array,
+    keys_BxHxCxK: jax.Array,
+    values_BxHxCxK: jax.Array,
+    positions_Q: jax.Array,
+    is_whole: bool = False,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(K)) v over the keys up to each query's position."""
-    B, H, Q, K = q_BxHxQxK.shape
-    C = keys_BxHxCxK.shape[2]
+    """softmax(q k^T / sqrt(K)) v over the keys up to each query's position, which `is_whole` says to be 0, 1, ..."""
+    Q, K = q_BxHxQxK.shape[2:]
 
-    def block(queries: tuple[jax.Array, jax.Array]) -> jax.Array:
-        q, positions = queries
-        scores = at_least_float32(jnp.einsum("bhqk,bhck->bhqc", q * K**-0.5, keys_BxHxCxK))
-        seen_QxC = jnp.arange(C)[None] <= positions[:, None]
+    def block(start: int, end: int, C: int) -> jax.Array:
+        q, keys, values = q_BxHxQxK[:, :, start:end], keys_BxHxCxK[:, :, :C], values_BxHxCxK[:, :, :C]
+        scores = at_least_float32(jnp.einsum("bhqk,bhck->bhqc", q * K**-0.5, keys))
+        seen_QxC = jnp.arange(C)[None] <= positions_Q[start:end, None]
         weights = jax.nn.softmax(jnp.where(seen_QxC[None, None], scores, -jnp.inf))
-        return jnp.einsum("bhqc,bhck->bhqk", weights.astype(values_BxHxCxK.dtype), values_BxHxCxK)
+        return jnp.einsum("bhqc,bhck->bhqk", weights.astype(values.dtype), values)
 
-    if Q <= QUERY_BLOCK:
-        return block((q_BxHxQxK, positions_Q))
-    size = max(size for size in range(1, QUERY_BLOCK + 1) if Q % size == 0)
-    blocks = jnp.moveaxis(q_BxHxQxK.reshape(B, H, Q // size, size, K), 2, 0)
-    heads = jax.lax.map(block, (blocks, positions_Q.reshape(-1, size)))
-    return jnp.moveaxis(heads, 0, 2).reshape(B, H, Q, K)
+    return jnp.concatenate([block(*which) for which in query_blocks(Q, keys_BxHxCxK.shape[2], is_whole)], axis=2)
+
+
+def query_blocks(Q: int, C: int, is_whole: bool) -> list[tuple[int, int, int]]:
+    """Queries that attend at a time, from and to, and to how many of the C keys.
+
+    Of a whole sequence they are those up to the last of the block's queries: all others its mask would hide.
+    """
+    ends = [min(start + QUERY_BLOCK, Q) for start in range(0, Q, QUERY_BLOCK)]
+    return [(start, end, end if is_whole else C) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def rotate(x_BxHxQxK: jax.Array, positions_Q: jax.Array) -> jax.Array:

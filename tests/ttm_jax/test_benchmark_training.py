@@ -11,7 +11,7 @@ from ttm_jax.benchmarks import training, workload
 from ttm_jax.benchmarks.ceilings import CeilingSizes
 from ttm_jax.benchmarks.profile import Work, instructions, place
 from ttm_jax.benchmarks.progress import Progress
-from ttm_jax.benchmarks.report import percent
+from ttm_jax.benchmarks.report import percent, scaled
 
 CEILING = CeilingSizes(16, 4096)
 measure_configs = training.measure
@@ -74,7 +74,9 @@ def test_tables_and_notes(section):
     step, costliest = training.tables(section)
     forms = ("a step alone", "a step in the loop", "making the batch")
     assert step.title == "training step (tiny: batch 8, 5 places)"
-    assert [row[0] for row in step.rows] == [f"tiny: {form}" for form in forms]
+    assert [row[0] for row in step.rows[:3]] == [f"tiny: {form}" for form in forms]
+    ceiling = 2 * CEILING.product**3 / section["rows"][0]["product"]["median_s"]
+    assert [row[0] for row in step.rows[3:]] == [f"tiny: the ceiling, {scaled(ceiling, 'FLOP/s')}"]
     assert step.rows[0][3] == percent(section["rows"][0]["flops_fraction"])
     assert len(costliest.rows) == 10
     assert costliest.title.startswith("tiny: the ten costliest of all operations of a step, ")
@@ -82,9 +84,12 @@ def test_tables_and_notes(section):
     assert "(wanted: 60 %, " in note
     assert "By kind: " in note
     row = section["rows"][0]
-    products = [work["seconds"] for work in row["profile"]["rows"] if work["kind"] == "products"]
-    at_most = percent(row["flops"] / sum(products) / row["ceiling_flops_per_s"])
-    assert note.endswith(f" Were its products all that it does, it would be at {at_most}.")
+    seconds = {(work["kind"], work["phase"]): 0.0 for work in row["profile"]["rows"]}
+    for work in row["profile"]["rows"]:
+        seconds[work["kind"], work["phase"]] += work["seconds"]
+    counted = seconds["products", "forward"] + seconds["products", "backward"]
+    at_most = percent(row["flops"] / counted / row["ceiling_flops_per_s"])
+    assert note.endswith(f" forward and backward pass all that it does, it would be at {at_most}.")
     assert all(len(row) == len(table.headings) for table in (step, costliest) for row in table.rows)
 
 

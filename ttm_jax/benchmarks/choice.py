@@ -1,10 +1,12 @@
 """Which device to train on, and the reasons: all of it follows from the results."""
 
-from typing import Any
+from typing import Any, get_args
 
 from ttm_jax.benchmarks import batch_sizes, history
 from ttm_jax.benchmarks.report import NOT_MEASURED, peak, percent, times
+from ttm_jax.config import RematName
 
+REMAT_NAMES = get_args(RematName)  # the one that takes the least memory last
 PLATFORMS = {"cpu": "A processor", "gpu": "A GPU", "tpu": "A TPU"}
 
 
@@ -24,7 +26,7 @@ def choice(results: list[dict[str, Any]]) -> str:
         ]
     else:
         lines = [f"Training: {NOT_MEASURED} on any device.", ""]
-    present = {result["device"]["platform"] for result in results}
+    present = {result["device"]["platform"] for result in measured}
     missing = [name for platform, name in PLATFORMS.items() if platform not in present]
     return "\n".join([*lines, *(f"- **{name}**: {NOT_MEASURED}." for name in missing)])
 
@@ -61,7 +63,7 @@ def _history(best: dict[str, Any]) -> str:
 def _fall_backs(best: dict[str, Any], measured: list[dict[str, Any]]) -> str:
     """What to give up first where memory is short, with what it costs."""
     others = [other for other in measured if other is not best]
-    parts = [_smaller_batch(best), _less_kept(best)]
+    parts = [_smaller_batch(best), _less_kept(best)]  # in the order in which training takes them
     if others:
         other = max(others, key=_throughput)
         parts.append(f"{other['name']}: {times(_throughput(other) / _throughput(best))} the throughput.")
@@ -81,16 +83,21 @@ def _smaller_batch(best: dict[str, Any]) -> str | None:
 
 
 def _less_kept(best: dict[str, Any]) -> str | None:
-    """What the policy that keeps nothing saves and costs."""
+    """What each policy that keeps less than the default saves and costs, at the width nearest to the multiplier's."""
     if "remat" not in best:
-        return f'`remat="full"`: {NOT_MEASURED}.'
-    widest = max(best["remat"]["shapes"], key=lambda measured: measured["shape"][-1])
-    policies = {row["policy"]: row for row in widest["rows"]}
-    default, full = policies[best["remat"]["default"]], policies["full"]
+        return f"Stronger rematerialisation: {NOT_MEASURED}."
+    measured = min(best["remat"]["shapes"], key=lambda measured: measured["shape"][-1])
+    rows = {row["policy"]: row for row in measured["rows"]}
+    default = rows[best["remat"]["default"]]
+    stronger = REMAT_NAMES[REMAT_NAMES.index(default["policy"]) + 1 :]
+    run = [rows[name] for name in stronger if "skipped" not in rows[name] and "skipped" not in default]
+    parts = [f'`remat="{row["policy"]}"` {_less(row, default)}' for row in run]
+    _, steps, _, width = measured["shape"]
+    return f"Stronger rematerialisation, at width {width} over {steps} steps: {'; '.join(parts)}." if parts else None
+
+
+def _less(row: dict[str, Any], default: dict[str, Any]) -> str:
     memory = None
-    if default["memory"] and full["memory"]:
-        memory = full["memory"]["temporary"] / default["memory"]["temporary"]
-    time = full["median_s"] / default["median_s"]
-    return (
-        f'`remat="full"`, which keeps nothing of a step: {times(memory)} the temporary memory, {times(time)} the time.'
-    )
+    if default["memory"] and row["memory"]:
+        memory = row["memory"]["temporary"] / default["memory"]["temporary"]
+    return f"{times(memory)} the temporary memory, {times(row['median_s'] / default['median_s'])} the time"
