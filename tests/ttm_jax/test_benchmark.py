@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from matplotlib import pyplot
 
 from ttm_jax import TokenTuringMachine, benchmark, measure_flops
 from ttm_jax.benchmarks import batch_sizes, history, operations, page, remat, training, unrolled, workload
@@ -202,7 +203,9 @@ def test_what_would_take_too_long_is_not_run():
     assert history.too_long("transformer", 100, shorter, 20.0) is None
     reason = history.too_long("transformer", 100, shorter, 19.0)
     assert reason == "would take about 20 s"
-    assert history.too_long("transformer", 1000, [{"transformer": {"skipped": reason}}], 1e9) == reason
+    skipped = {"transformer": {"skipped": reason}}
+    assert history.too_long("transformer", 1000, [*shorter, skipped], 19.0) == "would take about 200 s"
+    assert history.too_long("transformer", 1000, [skipped], 19.0) is None
 
 
 def test_what_does_not_fit_is_not_run(monkeypatch):
@@ -281,12 +284,18 @@ def test_a_backend_that_plans_no_memory_is_shown_as_not_measured(sections):
         assert SECTIONS[key].notes(section[key]) is not None
 
 
-def test_a_figure_of_what_there_is(sections, tmp_path):
+def test_a_figure_of_what_there_is(sections, tmp_path, monkeypatch):
     section = json.loads(json.dumps(sections["history"]))
     for row in section["whole"]:
         row["transformer"] = {"skipped": "takes too much"}
         row["machine"]["memory"] = None
+    monkeypatch.setattr(pyplot, "close", lambda figure: None)
     draw_history(section, tmp_path / "figure.png")
+    titles = [axis.get_title() for axis in pyplot.gcf().axes]
+    monkeypatch.undo()
+    pyplot.close()
+    for drawn in (titles[1::2], [table.title for table in history.tables(section)]):
+        assert ["planned peak memory" in title for title in drawn] == [True, True]
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
