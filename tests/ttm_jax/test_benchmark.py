@@ -314,6 +314,7 @@ def test_where_a_section_comes_from(sections):
         (4e-10, "s", "0.4 ns"),
         (0.0, "s", "0 ns"),
         (71.84, "s", "71.8 s"),
+        (1530.0, "s", "1,530 s"),
         (263.27e9, "FLOP/s", "263 GFLOP/s"),
         (999.7e6, "B", "1 GB"),
         (12.0, "B", "12 B"),
