@@ -19,10 +19,10 @@ from matplotlib import pyplot
 from ttm_jax import TokenTuringMachine, benchmark, measure_flops
 from ttm_jax.benchmarks import batch_sizes, history, operations, page, remat, training, unrolled, workload
 from ttm_jax.benchmarks.ceilings import CeilingSizes
-from ttm_jax.benchmarks.figures import draw_history
+from ttm_jax.benchmarks.figures import draw_history, history_figure
 from ttm_jax.benchmarks.progress import Progress, show_progress
 from ttm_jax.benchmarks.report import Table, digits, quartiles, scaled
-from ttm_jax.benchmarks.results import SECTIONS, describe, load_results, section_of
+from ttm_jax.benchmarks.results import SECTIONS, describe, load_results, result_path, section_of
 from ttm_jax.multiplier import TTMModel
 
 ROOT = Path(__file__).parents[2]
@@ -558,5 +558,4 @@ def test_committed_results_say_where_they_come_from_and_the_page_what_is_missing
             if key in result:
                 assert not result[key]["quick"]
                 assert result[key]["provenance"]["command"].startswith("python -m ttm_jax.benchmark")
-        figure = RESULTS / f"{next(RESULTS.glob('*.json')).stem}-history.png"
-        assert figure.exists() == ("history" in result)
+        assert history_figure(result_path(RESULTS, result["name"])).exists() == ("history" in result)
