@@ -226,6 +226,50 @@ def test_what_was_not_run_is_said(sections):
     assert note not in history.notes(sections["history"])
 
 
+def too_large_after(fitting):
+    """In place of `workload.too_large`: so many programs fit, all later ones do not."""
+    answers = iter([None] * fitting)
+    return lambda program, device: next(answers, "takes 9 GB, 1 GB are free")
+
+
+def test_operations_that_do_not_fit_are_not_run(sections, config, monkeypatch, result):
+    monkeypatch.setattr(operations, "too_large", too_large_after(2))
+    sizes = operations.Sizes(product=8, sequences=3, batch_size=2, num_tokens=5, num_steps=2)
+    section = measured(operations, sizes=sizes, config=config, ceiling=CEILING)
+    assert ["median_s" in row for row in section["rows"]] == [True, True, *[False] * 9]
+    _, calls, rates = operations.tables(section)
+    assert calls.rows[2][:4] == ["token embedding, 3 x 12", "not run", "-", "-"]
+    assert [row[0] for row in rates.rows] == ["matrix product, 8 x 8"]
+    assert "token embedding, 3 x 12: not run: it takes 9 GB, 1 GB are free." in operations.notes(section)
+    assert len(operations.notes(sections["operations"])) == 1
+    side_by_side = page.side_by_side([result, {**result, "operations": section}])
+    assert side_by_side.rows[2][-2:] == ["not measured"] * 2
+
+
+def test_policies_that_do_not_fit_are_not_run(monkeypatch):
+    machine = TokenTuringMachine(**CHEAP, read="pooling", write="concat")
+    monkeypatch.setattr(remat, "too_large", too_large_after(1))
+    section = measured(remat, shapes=[(2, 3, 4, 16), (2, 3, 4, 16)], machine=machine)
+    one, none = remat.tables(section)
+    assert [row[2] == "not run" for row in one.rows] == [False, True, True, True]
+    assert [row[2:4] for row in none.rows] == [["not run", "-"]] * 4
+    assert "full, width 16: not run: it takes 9 GB, 1 GB are free." in remat.notes(section)
+    assert len(remat.notes(section)) == 7
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        ({"empty call": 2.0, "read": 2.0}, "no median is below the empty call's."),
+        ({"empty call": 2.0, "read": 1.0, "write": 3.0}, "below the median of the empty call: read."),
+    ],
+)
+def test_whether_an_operation_is_below_the_empty_call_is_read_off(seconds, said):
+    rows = [{"name": name, "size": "", "median_s": median_s} for name, median_s in seconds.items()]
+    (note,) = operations.notes({"precision": None, "rows": rows})
+    assert note == f"Every call is waited for; {said} Matrix precision: the default."
+
+
 @pytest.mark.parametrize("compat", [None, "scenic"])
 @pytest.mark.parametrize("remat", [False, True])
 def test_unrolled_is_the_same_arithmetic(random_params, normal, compat, remat):
