@@ -270,6 +270,21 @@ def test_whether_an_operation_is_below_the_empty_call_is_read_off(seconds, said)
     assert note == f"Every call is waited for; {said} Matrix precision: the default."
 
 
+@pytest.mark.skipif(bool(jax.devices()[0].memory_stats()), reason="memory is measured by the device's allocator")
+def test_the_first_batch_is_not_measured_with_what_is_set_up_once(config, monkeypatch):
+    done = []
+
+    class Recorded(batch_sizes.Program):
+        def bind(self, *arguments):
+            call = super().bind(*arguments)
+            return lambda: done.append("called") or call()
+
+    monkeypatch.setattr(batch_sizes, "Program", Recorded)
+    monkeypatch.setattr(batch_sizes, "device_memory_taken", lambda run: done.append("measured") or run())
+    measured(batch_sizes, config=config, batch_sizes=(2,), ceiling=CEILING)
+    assert done[:3] == ["called", "measured", "called"]
+
+
 @pytest.mark.parametrize("compat", [None, "scenic"])
 @pytest.mark.parametrize("remat", [False, True])
 def test_unrolled_is_the_same_arithmetic(random_params, normal, compat, remat):
