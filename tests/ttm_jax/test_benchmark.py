@@ -14,14 +14,15 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from matplotlib import pyplot
 
 from ttm_jax import TokenTuringMachine, benchmark, measure_flops
 from ttm_jax.benchmarks import batch_sizes, history, operations, page, remat, training, unrolled, workload
 from ttm_jax.benchmarks.ceilings import CeilingSizes
-from ttm_jax.benchmarks.figures import draw_history
+from ttm_jax.benchmarks.figures import draw_history, history_figure
 from ttm_jax.benchmarks.progress import Progress, show_progress
 from ttm_jax.benchmarks.report import Table, digits, quartiles, scaled
-from ttm_jax.benchmarks.results import SECTIONS, describe, load_results, section_of
+from ttm_jax.benchmarks.results import SECTIONS, describe, load_results, result_path, section_of
 from ttm_jax.multiplier import TTMModel
 
 ROOT = Path(__file__).parents[2]
@@ -202,7 +203,9 @@ def test_what_would_take_too_long_is_not_run():
     assert history.too_long("transformer", 100, shorter, 20.0) is None
     reason = history.too_long("transformer", 100, shorter, 19.0)
     assert reason == "would take about 20 s"
-    assert history.too_long("transformer", 1000, [{"transformer": {"skipped": reason}}], 1e9) == reason
+    skipped = {"transformer": {"skipped": reason}}
+    assert history.too_long("transformer", 1000, [*shorter, skipped], 19.0) == "would take about 200 s"
+    assert history.too_long("transformer", 1000, [skipped], 19.0) is None
 
 
 def test_what_does_not_fit_is_not_run(monkeypatch):
@@ -221,6 +224,65 @@ def test_what_was_not_run_is_said(sections):
     assert note in history.notes(section)
     assert "not run" in history.tables(section)[0].rows[1]
     assert note not in history.notes(sections["history"])
+
+
+def too_large_after(fitting):
+    """In place of `workload.too_large`: so many programs fit, all later ones do not."""
+    answers = iter([None] * fitting)
+    return lambda program, device: next(answers, "takes 9 GB, 1 GB are free")
+
+
+def test_operations_that_do_not_fit_are_not_run(sections, config, monkeypatch, result):
+    monkeypatch.setattr(operations, "too_large", too_large_after(2))
+    sizes = operations.Sizes(product=8, sequences=3, batch_size=2, num_tokens=5, num_steps=2)
+    section = measured(operations, sizes=sizes, config=config, ceiling=CEILING)
+    assert ["median_s" in row for row in section["rows"]] == [True, True, *[False] * 9]
+    _, calls, rates = operations.tables(section)
+    assert calls.rows[2][:4] == ["token embedding, 3 x 12", "not run", "-", "-"]
+    assert [row[0] for row in rates.rows] == ["matrix product, 8 x 8"]
+    assert "token embedding, 3 x 12: not run: it takes 9 GB, 1 GB are free." in operations.notes(section)
+    assert len(operations.notes(sections["operations"])) == 1
+    side_by_side = page.side_by_side([result, {**result, "operations": section}])
+    assert side_by_side.rows[2][-2:] == ["not measured"] * 2
+
+
+def test_policies_that_do_not_fit_are_not_run(monkeypatch):
+    machine = TokenTuringMachine(**CHEAP, read="pooling", write="concat")
+    monkeypatch.setattr(remat, "too_large", too_large_after(1))
+    section = measured(remat, shapes=[(2, 3, 4, 16), (2, 3, 4, 16)], machine=machine)
+    one, none = remat.tables(section)
+    assert [row[2] == "not run" for row in one.rows] == [False, True, True, True]
+    assert [row[2:4] for row in none.rows] == [["not run", "-"]] * 4
+    assert "full, width 16: not run: it takes 9 GB, 1 GB are free." in remat.notes(section)
+    assert len(remat.notes(section)) == 7
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        ({"empty call": 2.0, "read": 2.0}, "no median is below the empty call's."),
+        ({"empty call": 2.0, "read": 1.0, "write": 3.0}, "below the median of the empty call: read."),
+    ],
+)
+def test_whether_an_operation_is_below_the_empty_call_is_read_off(seconds, said):
+    rows = [{"name": name, "size": "", "median_s": median_s} for name, median_s in seconds.items()]
+    (note,) = operations.notes({"precision": None, "rows": rows})
+    assert note == f"Every call is waited for; {said} Matrix precision: the default."
+
+
+@pytest.mark.skipif(bool(jax.devices()[0].memory_stats()), reason="memory is measured by the device's allocator")
+def test_the_first_batch_is_not_measured_with_what_is_set_up_once(config, monkeypatch):
+    done = []
+
+    class Recorded(batch_sizes.Program):
+        def bind(self, *arguments):
+            call = super().bind(*arguments)
+            return lambda: done.append("called") or call()
+
+    monkeypatch.setattr(batch_sizes, "Program", Recorded)
+    monkeypatch.setattr(batch_sizes, "device_memory_taken", lambda run: done.append("measured") or run())
+    measured(batch_sizes, config=config, batch_sizes=(2,), ceiling=CEILING)
+    assert done[:3] == ["called", "measured", "called"]
 
 
 @pytest.mark.parametrize("compat", [None, "scenic"])
@@ -281,12 +343,18 @@ def test_a_backend_that_plans_no_memory_is_shown_as_not_measured(sections):
         assert SECTIONS[key].notes(section[key]) is not None
 
 
-def test_a_figure_of_what_there_is(sections, tmp_path):
+def test_a_figure_of_what_there_is(sections, tmp_path, monkeypatch):
     section = json.loads(json.dumps(sections["history"]))
     for row in section["whole"]:
         row["transformer"] = {"skipped": "takes too much"}
         row["machine"]["memory"] = None
+    monkeypatch.setattr(pyplot, "close", lambda figure: None)
     draw_history(section, tmp_path / "figure.png")
+    titles = [axis.get_title() for axis in pyplot.gcf().axes]
+    monkeypatch.undo()
+    pyplot.close()
+    for drawn in (titles[1::2], [table.title for table in history.tables(section)]):
+        assert ["planned peak memory" in title for title in drawn] == [True, True]
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -305,6 +373,7 @@ def test_where_a_section_comes_from(sections):
         (4e-10, "s", "0.4 ns"),
         (0.0, "s", "0 ns"),
         (71.84, "s", "71.8 s"),
+        (1530.0, "s", "1,530 s"),
         (263.27e9, "FLOP/s", "263 GFLOP/s"),
         (999.7e6, "B", "1 GB"),
         (12.0, "B", "12 B"),
@@ -548,5 +617,4 @@ def test_committed_results_say_where_they_come_from_and_the_page_what_is_missing
             if key in result:
                 assert not result[key]["quick"]
                 assert result[key]["provenance"]["command"].startswith("python -m ttm_jax.benchmark")
-        figure = RESULTS / f"{next(RESULTS.glob('*.json')).stem}-history.png"
-        assert figure.exists() == ("history" in result)
+        assert history_figure(result_path(RESULTS, result["name"])).exists() == ("history" in result)

@@ -32,7 +32,7 @@ def draw_history(section: dict[str, Any], path: Path) -> None:
             if known:
                 memory.loglog(*zip(*known, strict=True), style, label=label, markersize=4)
         time.set(title=f"time of {what} n steps", ylabel="ms")
-        memory.set(title=f"peak memory of {what} n steps", ylabel="MB")
+        memory.set(title=f"planned peak memory of {what} n steps", ylabel="MB")
     for axis in axes.flat:
         axis.grid(alpha=0.3)
         if axis.lines:

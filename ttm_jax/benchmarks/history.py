@@ -236,13 +236,11 @@ def _row(
 
 
 def too_long(name: str, flops: int, shorter: list[dict[str, Any]], longest_call_s: float) -> str | None:
-    """Why a whole sequence is not run: what it would take at the speed of the one before; None where that is short."""
-    if not shorter:
+    """Why a whole sequence is not run: what it would take at the speed of the last measured; None if short."""
+    measured = [row[name] for row in shorter if "skipped" not in row[name]]
+    if not measured:
         return None
-    last = shorter[-1][name]
-    if "skipped" in last:
-        return last["skipped"]
-    expected = last["median_s"] * flops / last["flops"]
+    expected = measured[-1]["median_s"] * flops / measured[-1]["flops"]
     return f"would take about {scaled(expected, 's')}" if expected > longest_call_s else None
 
 
@@ -250,8 +248,8 @@ def tables(section: dict[str, Any]) -> list[Table]:
     """Streaming steps and whole sequences, both models side by side."""
     headings = ["steps", "machine", "Transformer", "ratio", "machine, memory", "Transformer, memory", "ratio"]
     titles = {
-        "streaming": "streaming, one more step after so many: median and peak memory, Transformer / machine",
-        "whole": "whole sequences of so many steps, forward: median and peak memory, Transformer / machine",
+        "streaming": "streaming, one more step after so many: median and planned peak memory, Transformer / machine",
+        "whole": "whole sequences of so many steps, forward: median and planned peak memory, Transformer / machine",
     }
     return [Table(titles[form], headings, [_cells(row) for row in section[form]]) for form in titles]
 

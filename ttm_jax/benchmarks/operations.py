@@ -12,7 +12,14 @@ from flax import linen as nn
 from ttm_jax.benchmarks.ceilings import CeilingSizes, achieved, ceiling_functions, ceiling_sizes, ceilings
 from ttm_jax.benchmarks.progress import Progress
 from ttm_jax.benchmarks.report import Table, median, peak, percent, quartiles, scaled
-from ttm_jax.benchmarks.workload import TRAINING_PASSES, normal, random_variables, training_arguments, training_flops
+from ttm_jax.benchmarks.workload import (
+    TRAINING_PASSES,
+    normal,
+    random_variables,
+    too_large,
+    training_arguments,
+    training_flops,
+)
 from ttm_jax.config import Config, find_config, load_config
 from ttm_jax.cost import machine_train_step, measure_flops
 from ttm_jax.flops import multiply_adds, process_cost
@@ -79,12 +86,15 @@ def measure(
         progress.step("initialising")
         operations = [operation for part in PARTS for operation in part(sizes, config)]
         progress.plan(len(operations) + 1 + ROUNDS)
-        programs, functions, calls = {}, {}, {}
+        programs, functions, calls, skipped = {}, {}, {}, {}
         for operation in operations:
             progress.step(f"compiling: {operation.name}")
             program = Program(operation.function, *operation.arguments, carries=operation.carries)
-            function = program.bind(*operation.arguments)
-            programs[operation.name], functions[operation.name] = program, function
+            programs[operation.name] = program
+            if reason := too_large(program, device):
+                skipped[operation.name] = reason
+                continue
+            functions[operation.name] = function = program.bind(*operation.arguments)
             affordable = operation.calls is None or quick
             calls[operation.name] = affordable_calls(function, budget_s) if affordable else operation.calls
         progress.step("compiling: ceilings")
@@ -95,16 +105,15 @@ def measure(
         )
     timings = {name: spread(times) for name, times in seconds.items()}
     measured = ceilings(ceiling, timings)
-    rows = [
-        {
-            "name": operation.name,
-            "size": operation.size,
-            **achieved(timings[operation.name], operation.flops, programs[operation.name].moved_bytes, measured),
-            "compile_s": programs[operation.name].compile_s,
-            "memory": programs[operation.name].memory_dict(),
-        }
-        for operation in operations
-    ]
+    rows = []
+    for operation in operations:
+        name, program = operation.name, programs[operation.name]
+        row = {"name": name, "size": operation.size, "compile_s": program.compile_s, "memory": program.memory_dict()}
+        if name in skipped:
+            row["skipped"] = skipped[name]
+        else:
+            row |= achieved(timings[name], operation.flops, program.moved_bytes, measured)
+        rows.append(row)
     precision = jax.config.values["jax_default_matmul_precision"]
     return {"dtype": "float32", "precision": precision, "sizes": asdict(sizes), "ceilings": measured, "rows": rows}
 
@@ -183,7 +192,12 @@ def tables(section: dict[str, Any]) -> list[Table]:
     ceiling_rows[0].append(scaled(ceiling["flops_per_s"], "FLOP/s"))
     ceiling_rows[1].append(scaled(ceiling["bytes_per_s"], "B/s"))
     times = [
-        [_label(row), median(row), quartiles(row), f"{row['calls']:,}", peak(row["memory"])] for row in section["rows"]
+        [
+            _label(row),
+            *(["not run", "-", "-"] if "skipped" in row else [median(row), quartiles(row), f"{row['calls']:,}"]),
+            peak(row["memory"]),
+        ]
+        for row in section["rows"]
     ]
     rates = [
         [
@@ -193,7 +207,7 @@ def tables(section: dict[str, Any]) -> list[Table]:
             percent(row["bytes_fraction"]),
         ]
         for row in section["rows"]
-        if row["name"] != EMPTY_CALL
+        if row["name"] != EMPTY_CALL and "skipped" not in row
     ]
     what = f"{section['dtype']}, batch {section['sizes']['batch_size']}"
     return [
@@ -208,6 +222,13 @@ def _label(row: dict[str, Any]) -> str:
 
 
 def notes(section: dict[str, Any]) -> list[str]:
-    """What the table rests on."""
-    precision = section["precision"] or "the default"
-    return [f"Every call is waited for, so no time is below that of the empty call. Matrix precision: {precision}."]
+    """What the tables rest on, and what was not run."""
+    seconds = {row["name"]: row["median_s"] for row in section["rows"] if "skipped" not in row}
+    below = [name for name in seconds if seconds[name] < seconds[EMPTY_CALL]]
+    found = (
+        f"below the median of the empty call: {', '.join(below)}" if below else "no median is below the empty call's"
+    )
+    return [
+        f"Every call is waited for; {found}. Matrix precision: {section['precision'] or 'the default'}.",
+        *(f"{_label(row)}: not run: it {row['skipped']}." for row in section["rows"] if "skipped" in row),
+    ]

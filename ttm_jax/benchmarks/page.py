@@ -83,7 +83,10 @@ def caches(found: list[dict[str, Any]]) -> str:
 
 def side_by_side(results: list[dict[str, Any]]) -> Table:
     """The median of each operation on each device, and how many times as fast as on the first."""
-    by_name = [{row["name"]: row for row in result.get("operations", {}).get("rows", [])} for result in results]
+    by_name = [
+        {row["name"]: row for row in result.get("operations", {}).get("rows", []) if "skipped" not in row}
+        for result in results
+    ]
     headings = ["operation", *(result["name"] for result in results)]
     headings += [f"{results[0]['name']} / {result['name']}" for result in results[1:]]
     rows = []

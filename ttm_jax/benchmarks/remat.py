@@ -8,7 +8,7 @@ import optax
 
 from ttm_jax.benchmarks.progress import Progress
 from ttm_jax.benchmarks.report import Table, median, quartiles, scaled
-from ttm_jax.benchmarks.workload import normal, random_variables
+from ttm_jax.benchmarks.workload import normal, random_variables, too_large
 from ttm_jax.cost import machine_train_step
 from ttm_jax.machine import DEFAULT_REMAT, REMAT_POLICIES, TokenTuringMachine
 from ttm_jax.program import Program
@@ -35,13 +35,17 @@ def measure(
     budget_s = (2.0 if quick else 20.0) if budget_s is None else budget_s
     progress.plan(len(shapes) * (len(_POLICIES) + 1))
     with jax.default_device(device):
-        measured = [{"shape": list(shape), "rows": _rows(machine, shape, progress, budget_s)} for shape in shapes]
+        measured = [
+            {"shape": list(shape), "rows": _rows(machine, shape, device, progress, budget_s)} for shape in shapes
+        ]
     return {"default": DEFAULT_REMAT, "shapes": measured}
 
 
-def _rows(machine: TokenTuringMachine, shape: Shape, progress: Progress, budget_s: float) -> list[dict[str, Any]]:
+def _rows(
+    machine: TokenTuringMachine, shape: Shape, device: jax.Device, progress: Progress, budget_s: float
+) -> list[dict[str, Any]]:
     optimizer = optax.adam(1e-3)
-    programs, functions = {}, {}
+    rows, functions = {}, {}
     tokens_BxTxNxD = normal(*shape)
     for policy in _POLICIES:
         name = policy or "none"
@@ -49,15 +53,18 @@ def _rows(machine: TokenTuringMachine, shape: Shape, progress: Progress, budget_
         form = machine.clone(remat=policy)
         variables = random_variables(form, tokens_BxTxNxD)
         state = variables, jax.jit(optimizer.init)(variables)
-        programs[name] = Program(machine_train_step(form, optimizer), state, tokens_BxTxNxD, carries=True)
-        functions[name] = programs[name].bind(state, tokens_BxTxNxD)
+        program = Program(machine_train_step(form, optimizer), state, tokens_BxTxNxD, carries=True)
+        rows[name] = {"policy": name, "compile_s": program.compile_s, "memory": program.memory_dict()}
+        if reason := too_large(program, device):
+            rows[name]["skipped"] = reason
+            continue
+        functions[name] = program.bind(state, tokens_BxTxNxD)
     progress.step("timing")
-    calls = min(affordable_calls(function, budget_s, most=100) for function in functions.values())
-    timings = time_interleaved(functions, calls)
-    return [
-        {"policy": name, **spread(timings[name]), "compile_s": program.compile_s, "memory": program.memory_dict()}
-        for name, program in programs.items()
-    ]
+    if functions:
+        calls = min(affordable_calls(function, budget_s, most=100) for function in functions.values())
+        for name, seconds in time_interleaved(functions, calls).items():
+            rows[name].update(spread(seconds))
+    return list(rows.values())
 
 
 def tables(section: dict[str, Any]) -> list[Table]:
@@ -71,8 +78,7 @@ def _table(measured: dict[str, Any], default: str) -> Table:
         [
             f"{row['policy']} (default)" if row["policy"] == default else row["policy"],
             scaled(row["compile_s"], "s"),
-            median(row),
-            quartiles(row),
+            *(["not run", "-"] if "skipped" in row else [median(row), quartiles(row)]),
             scaled(None if row["memory"] is None else row["memory"]["temporary"], "B"),
         ]
         for row in measured["rows"]
@@ -82,5 +88,10 @@ def _table(measured: dict[str, Any], default: str) -> Table:
 
 
 def notes(section: dict[str, Any]) -> list[str]:
-    """None: the table says all."""
-    return []
+    """What was not run."""
+    return [
+        f"{row['policy']}, width {measured['shape'][-1]}: not run: it {row['skipped']}."
+        for measured in section["shapes"]
+        for row in measured["rows"]
+        if "skipped" in row
+    ]

@@ -7,6 +7,8 @@ from typing import Any
 from rich.table import Table as RichTable
 
 NOT_MEASURED = "not measured"
+LARGER = (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")
+SMALLER = (1e-3, "m"), (1e-6, "µ"), (1e-9, "n")
 
 
 @dataclass(frozen=True)
@@ -43,18 +45,13 @@ def digits(value: float) -> str:
 
 
 def scaled(value: float | None, unit: str) -> str:
-    """A quantity with its decimal prefix: "263 GFLOP/s", "71.8 ms", "1.08 GB"."""
+    """A quantity with its decimal prefix, of which seconds have only the small: "263 GFLOP/s", "71.8 ms", "1,530 s"."""
     if value is None:
         return NOT_MEASURED
-    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1, "")):
-        if abs(value) >= 0.9995 * factor:
-            return f"{digits(value / factor)} {prefix}{unit}"
-    if unit != "s":
-        return f"{digits(value)} {unit}"
-    for factor, prefix in ((1e-3, "m"), (1e-6, "µ"), (1e-9, "n")):
-        if abs(value) >= 0.9995 * factor:
-            return f"{digits(value / factor)} {prefix}{unit}"
-    return f"{digits(value * 1e9)} n{unit}"
+    prefixes = ((1, ""), *SMALLER) if unit == "s" else (*LARGER, (1, ""))
+    reached = (pair for pair in prefixes if abs(value) >= 0.9995 * pair[0])
+    factor, prefix = next(reached, prefixes[-1])
+    return f"{digits(value / factor)} {prefix}{unit}"
 
 
 def percent(share: float | None) -> str:
