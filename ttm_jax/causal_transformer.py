@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from ttm_jax.layers import Dtype, FeedForward, at_least_float32
 
-QUERY_BLOCK = 512  # at most so many queries attend at a time, so that scores take memory C, not C^2
+QUERY_BLOCK = 256  # at most so many queries attend at a time, so that scores take memory C, not C^2
 ROTARY_BASE = 10_000.0
 
 
@@ -109,25 +109,44 @@ def attend(
     is_whole: bool = False,
 ) -> jax.Array:
     """softmax(q k^T / sqrt(K)) v over the keys up to each query's position, which `is_whole` says to be 0, 1, ..."""
-    Q, K = q_BxHxQxK.shape[2:]
+    B, H, Q, K = q_BxHxQxK.shape
+    size = block_size(Q)
+    heads = []
+    for start, end, C in query_groups(Q, keys_BxHxCxK.shape[2], is_whole):
+        blocks = jnp.moveaxis(q_BxHxQxK[:, :, start:end].reshape(B, H, -1, size, K), 2, 0)
+        attend_block = partial(_attend_block, keys_BxHxCxK[:, :, :C], values_BxHxCxK[:, :, :C])
+        found = jax.lax.map(attend_block, (blocks, positions_Q[start:end].reshape(-1, size)))
+        heads.append(jnp.moveaxis(found, 0, 2).reshape(B, H, end - start, K))
+    return jnp.concatenate(heads, axis=2)
 
-    def block(start: int, end: int, C: int) -> jax.Array:
-        q, keys, values = q_BxHxQxK[:, :, start:end], keys_BxHxCxK[:, :, :C], values_BxHxCxK[:, :, :C]
-        scores = at_least_float32(jnp.einsum("bhqk,bhck->bhqc", q * K**-0.5, keys))
-        seen_QxC = jnp.arange(C)[None] <= positions_Q[start:end, None]
-        weights = jax.nn.softmax(jnp.where(seen_QxC[None, None], scores, -jnp.inf))
-        return jnp.einsum("bhqc,bhck->bhqk", weights.astype(values.dtype), values)
 
-    return jnp.concatenate([block(*which) for which in query_blocks(Q, keys_BxHxCxK.shape[2], is_whole)], axis=2)
+def _attend_block(
+    keys_BxHxCxK: jax.Array, values_BxHxCxK: jax.Array, queries: tuple[jax.Array, jax.Array]
+) -> jax.Array:
+    q_BxHxQxK, positions_Q = queries
+    C, K = keys_BxHxCxK.shape[2:]
+    scores = at_least_float32(jnp.einsum("bhqk,bhck->bhqc", q_BxHxQxK * K**-0.5, keys_BxHxCxK))
+    seen_QxC = jnp.arange(C)[None] <= positions_Q[:, None]
+    weights = jax.nn.softmax(jnp.where(seen_QxC[None, None], scores, -jnp.inf))
+    return jnp.einsum("bhqc,bhck->bhqk", weights.astype(values_BxHxCxK.dtype), values_BxHxCxK)
 
 
-def query_blocks(Q: int, C: int, is_whole: bool) -> list[tuple[int, int, int]]:
-    """Queries that attend at a time, from and to, and to how many of the C keys.
+def block_size(Q: int) -> int:
+    """How many of Q queries attend at a time."""
+    return max(size for size in range(1, QUERY_BLOCK + 1) if Q % size == 0)
 
-    Of a whole sequence they are those up to the last of the block's queries: all others its mask would hide.
+
+def query_groups(Q: int, C: int, is_whole: bool) -> list[tuple[int, int, int]]:
+    """Queries, from and to, whose blocks attend to the same keys, and to how many of the C.
+
+    Of a whole sequence a group is two blocks, which attend to the keys up to their own end: the others its mask would
+    hide. A loop over two blocks keeps the scores of one at a time, where single blocks would all be computed first.
     """
-    ends = [min(start + QUERY_BLOCK, Q) for start in range(0, Q, QUERY_BLOCK)]
-    return [(start, end, end if is_whole else C) for start, end in zip([0, *ends], ends, strict=False)]
+    if not is_whole:
+        return [(0, Q, C)]
+    size = 2 * block_size(Q)
+    ends = [min(start + size, Q) for start in range(0, Q, size)]
+    return [(start, end, end) for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def rotate(x_BxHxQxK: jax.Array, positions_Q: jax.Array) -> jax.Array:

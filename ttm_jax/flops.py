@@ -7,7 +7,7 @@ of pooling) is left out: at the paper's sizes below
 
 from dataclasses import dataclass
 
-from ttm_jax.causal_transformer import CausalTransformer, query_blocks
+from ttm_jax.causal_transformer import CausalTransformer, query_groups
 from ttm_jax.config import ModelConfig
 from ttm_jax.machine import (
     SimpleTokenTuringMachine,
@@ -119,10 +119,10 @@ def causal_step_cost(transformer: CausalTransformer, num_tokens: int, history: i
     """N new tokens of a causal Transformer that attend to `history` earlier ones and to each other.
 
     L (4 N D^2 + 2 P D + 2 N D F), P being the pairs of a query and a key: N (history + N), and of a whole sequence,
-    which has no history, those of `query_blocks`. What the mask hides of them is computed, and counted.
+    which has no history, those of `query_groups`. What the mask hides of them is computed, and counted.
     """
     N, D = num_tokens, width
-    pairs = sum((end - start) * seen for start, end, seen in query_blocks(N, history + N, is_whole=not history))
+    pairs = sum((end - start) * seen for start, end, seen in query_groups(N, history + N, is_whole=not history))
     attention = 4 * N * D**2 + 2 * pairs * D
     return transformer.num_layers * (attention + 2 * N * D * transformer.mlp_dim)
 

@@ -70,15 +70,15 @@ def test_attention_is_softmax_of_the_past(normal):
 
 
 def test_blocks_of_queries_change_nothing(variables, tokens_BxSxD, whole, monkeypatch):
-    monkeypatch.setattr(causal_transformer, "QUERY_BLOCK", 5)  # blocks of five, five and two
+    monkeypatch.setattr(causal_transformer, "QUERY_BLOCK", 5)  # three blocks of four
     blocks = jax.jit(lambda tokens: TRANSFORMER.apply(variables, tokens)[0])(tokens_BxSxD)
     close(blocks, whole[0])
 
 
 def test_a_whole_sequence_computes_no_block_that_its_mask_hides(variables, tokens_BxSxD, monkeypatch, products):
-    monkeypatch.setattr(causal_transformer, "QUERY_BLOCK", 5)  # queries 0 - 4, 5 - 9, 10 and 11
+    monkeypatch.setattr(causal_transformer, "QUERY_BLOCK", 5)  # three blocks of four; two see eight keys
     jaxpr = jax.make_jaxpr(lambda tokens: TRANSFORMER.apply(variables, tokens))(tokens_BxSxD[:1])
-    pairs = 5 * 5 + 5 * 10 + 2 * 12
+    pairs = 8 * 8 + 4 * 12
     assert products(jaxpr.jaxpr) == 2 * (4 * S * D**2 + 2 * pairs * D + 2 * S * D * TRANSFORMER.mlp_dim)
     assert causal_step_cost(TRANSFORMER, S, 0, D) == products(jaxpr.jaxpr)
 
