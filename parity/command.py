@@ -1,7 +1,6 @@
 """The command `python -m parity`."""
 
 import argparse
-import importlib.util
 import json
 import os
 import sys
@@ -15,19 +14,18 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from parity.needs import missing_package
 from ttm_jax.cli import Parser, fail
 
 _LINE_EVERY_SECONDS = 10.0
-_NEEDED = {"torch": "PyTorch", "safetensors": "safetensors"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command: 0 where all comparisons are in bounds and all mutations caught, 1 where not, 2 on bad input."""
     parser = _parser()
     options = parser.parse_args(argv)
-    for module, name in _NEEDED.items():
-        if importlib.util.find_spec(module) is None:
-            return fail(parser, f"{name} is not installed; pip install 'token-turing-machine[torch]' installs it")
+    if missing := missing_package():
+        return fail(parser, missing)
 
     import jax
     import torch

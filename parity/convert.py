@@ -1,11 +1,11 @@
 """Carries a checkpoint from one twin to the other: `python -m parity.convert`."""
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from parity.needs import missing_package
 from ttm_jax.checkpoint_files import JAX_FORMAT, CheckpointError, find_checkpoint, read_format
 from ttm_jax.cli import Parser, fail
 
@@ -72,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command."""
     parser = _parser()
     options = parser.parse_args(argv)
-    if importlib.util.find_spec("torch") is None:
-        return fail(parser, "PyTorch is not installed; pip install 'token-turing-machine[torch]' installs it")
+    if missing := missing_package():
+        return fail(parser, missing)
     try:
         source = convert_checkpoint(options.source, options.target)
     except CheckpointError as error:

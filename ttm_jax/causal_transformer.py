@@ -45,14 +45,14 @@ class CausalTransformer(nn.Module):
     @nn.compact
     def __call__(self, tokens_BxQxD: jax.Array, cache: Cache | None = None) -> tuple[jax.Array, Cache]:
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        x, is_whole = tokens_BxQxD, cache is None
+        x = tokens_BxQxD
         if cache is None:
             cache = self.empty_cache(*x.shape, dtype=x.dtype if self.dtype is None else self.dtype)
         keys, values = list(cache.keys), list(cache.values)
         for layer in range(self.num_layers):
             attention = CachedAttention(self.num_heads, **dtypes, name=f"attention_{layer}")
             y = nn.LayerNorm(**dtypes, name=f"attention_norm_{layer}")(x)
-            y, keys[layer], values[layer] = attention(y, keys[layer], values[layer], cache.length, is_whole)
+            y, keys[layer], values[layer] = attention(y, keys[layer], values[layer], cache.length)
             x = x + y
             y = nn.LayerNorm(**dtypes, name=f"mlp_norm_{layer}")(x)
             x = x + FeedForward(self.mlp_dim, None, **dtypes, name=f"mlp_{layer}")(y)
@@ -79,12 +79,7 @@ class CachedAttention(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x_BxQxD: jax.Array,
-        keys_BxHxCxK: jax.Array,
-        values_BxHxCxK: jax.Array,
-        length: jax.Array,
-        is_whole: bool = False,
+        self, x_BxQxD: jax.Array, keys_BxHxCxK: jax.Array, values_BxHxCxK: jax.Array, length: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         _, Q, D = x_BxQxD.shape
         if D % (2 * self.num_heads):
@@ -96,23 +91,19 @@ class CachedAttention(nn.Module):
         start = (0, 0, length, 0)
         keys_BxHxCxK = jax.lax.dynamic_update_slice(keys_BxHxCxK, rotate(k, positions_Q), start)
         values_BxHxCxK = jax.lax.dynamic_update_slice(values_BxHxCxK, v, start)
-        heads_BxHxQxK = attend(rotate(q, positions_Q), keys_BxHxCxK, values_BxHxCxK, positions_Q, is_whole)
+        heads_BxHxQxK = attend(rotate(q, positions_Q), keys_BxHxCxK, values_BxHxCxK, positions_Q)
         out = dense(features=D, axis=(-2, -1), name="out")(jnp.swapaxes(heads_BxHxQxK, 1, 2))
         return out, keys_BxHxCxK, values_BxHxCxK
 
 
 def attend(
-    q_BxHxQxK: jax.Array,
-    keys_BxHxCxK: jax.Array,
-    values_BxHxCxK: jax.Array,
-    positions_Q: jax.Array,
-    is_whole: bool = False,
+    q_BxHxQxK: jax.Array, keys_BxHxCxK: jax.Array, values_BxHxCxK: jax.Array, positions_Q: jax.Array
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(K)) v over the keys up to each query's position, which `is_whole` says to be 0, 1, ..."""
+    """softmax(q k^T / sqrt(K)) v over the keys up to each query's position."""
     B, H, Q, K = q_BxHxQxK.shape
     size = block_size(Q)
     heads = []
-    for start, end, C in query_groups(Q, keys_BxHxCxK.shape[2], is_whole):
+    for start, end, C in query_groups(Q, keys_BxHxCxK.shape[2]):
         blocks = jnp.moveaxis(q_BxHxQxK[:, :, start:end].reshape(B, H, -1, size, K), 2, 0)
         attend_block = partial(_attend_block, keys_BxHxCxK[:, :, :C], values_BxHxCxK[:, :, :C])
         found = jax.lax.map(attend_block, (blocks, positions_Q[start:end].reshape(-1, size)))
@@ -136,13 +127,14 @@ def block_size(Q: int) -> int:
     return max(size for size in range(1, QUERY_BLOCK + 1) if Q % size == 0)
 
 
-def query_groups(Q: int, C: int, is_whole: bool) -> list[tuple[int, int, int]]:
+def query_groups(Q: int, C: int) -> list[tuple[int, int, int]]:
     """Queries, from and to, whose blocks attend to the same keys, and to how many of the C.
 
-    Of a whole sequence a group is two blocks, which attend to the keys up to their own end: the others its mask would
-    hide. A loop over two blocks keeps the scores of one at a time, where single blocks would all be computed first.
+    Where there are as many keys, the queries are a whole sequence: a group is two blocks, which attend to the keys up
+    to their own end, for its mask would hide the others. A loop over two blocks keeps the scores of one at a time,
+    where single blocks would all be computed first.
     """
-    if not is_whole:
+    if Q < C:
         return [(0, Q, C)]
     size = 2 * block_size(Q)
     ends = [min(start + size, Q) for start in range(0, Q, size)]

@@ -122,7 +122,7 @@ def causal_step_cost(transformer: CausalTransformer, num_tokens: int, history: i
     which has no history, those of `query_groups`. What the mask hides of them is computed, and counted.
     """
     N, D = num_tokens, width
-    pairs = sum((end - start) * seen for start, end, seen in query_groups(N, history + N, is_whole=not history))
+    pairs = sum((end - start) * seen for start, end, seen in query_groups(N, history + N))
     attention = 4 * N * D**2 + 2 * pairs * D
     return transformer.num_layers * (attention + 2 * N * D * transformer.mlp_dim)
 

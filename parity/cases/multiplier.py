@@ -82,7 +82,7 @@ def _jax_logits(name: str, dtype: str, write: str = "mlp") -> tuple[np.ndarray, 
     config, params = _model(name, dtype, write)
     apply = partial(ttm_jax.TTMModel(config).apply, method="raw_logits")
     with jax.enable_x64(dtype == "float64"), jax.default_matmul_precision("highest"):
-        # Optimised, as users run it; all other cases take `fast_jit`, which compiles sooner.
+        # Optimised, as users run it, where most cases take `fast_jit`, which compiles sooner.
         logits = jax.jit(apply)({"params": params}, multiplier_batch(0)["inputs"])
         return jax.device_get(split_padding(logits))
 

@@ -1,6 +1,7 @@
 """A checkpoint of one twin as one of the other: the same weights, the same answers, one line for what cannot be."""
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 
 import jax
@@ -92,6 +93,12 @@ def test_what_cannot_be_converted_gets_one_line(checkpoint, tmp_path, capsys):
     largest.write_bytes(largest.read_bytes()[:-1])
     check_refused([path, new], "is damaged: its checksum differs", capsys)
     assert not new.exists()
+
+
+def test_without_safetensors(monkeypatch, tmp_path, capsys):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "safetensors" else find_spec(name))
+    check_refused([tmp_path, tmp_path / "new"], "safetensors is not installed; pip install", capsys)
 
 
 def test_the_baseline_is_not_pytorchs(checkpoint, tmp_path, capsys):
