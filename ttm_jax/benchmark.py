@@ -33,7 +33,8 @@ from ttm_jax.benchmarks.results import (
     save_section,
     section_of,
 )
-from ttm_jax.cli import Parser, fail
+from ttm_jax.benchmarks.unrolled import STEPS, cases_of
+from ttm_jax.cli import Parser, fail, positive_int
 from ttm_jax.hardware import UNKNOWN, devices_present
 
 OUT = Path("results/hardware")
@@ -72,6 +73,13 @@ def make_parser() -> Parser:
         metavar="DIR",
         help="with --training: keep the traces, for Perfetto and TensorBoard, in a folder a device and config",
     )
+    parser.add_argument(
+        "--steps",
+        type=positive_int,
+        nargs="+",
+        metavar="T",
+        help=f"with --against-unrolled: numbers of steps ({' '.join(map(str, STEPS))}, most of the time in the last)",
+    )
     parser.add_argument("--quick", action="store_true", help="under a minute; written only where --out is given")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of tables")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help=f"of the results, a file a device (default: {OUT})")
@@ -84,6 +92,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.profile and args.key != "training":
         parser.error("--profile keeps the traces of --training, which is not asked for")
+    if args.steps and args.key != "unrolled":
+        parser.error("--steps is of --against-unrolled, which is not asked for")
+    if args.steps and args.quick:
+        parser.error("--steps: a quick run has steps of its own; leave one of the two out")
     try:
         if args.page:
             return _write_page(args)
@@ -136,7 +148,9 @@ def _measure(args: argparse.Namespace) -> int:
             console.print(_headline(head), highlight=False, soft_wrap=True)
         module = SECTIONS[args.key]
         with show_progress() as progress:
-            options = {"traces": args.profile / device.platform} if args.profile else {}
+            options: dict[str, Any] = {"traces": args.profile / device.platform} if args.profile else {}
+            if args.steps:
+                options["cases"] = cases_of(args.steps)
             section = section_of(device, args.quick, module.measure(device, args.quick, progress, **options))
         shown[head["name"]] = {**head, args.key: section}
         if not args.json:

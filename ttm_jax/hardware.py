@@ -78,8 +78,13 @@ def detect_machine(root: Path = ROOT) -> Machine:
 
 
 def processor_name(root: Path = ROOT) -> str:
-    """The processor's name by /proc/cpuinfo, or by `lscpu` where that has none (Arm)."""
-    return _cpuinfo(root, "model name") or _lscpu("Model name") or platform.processor() or UNKNOWN
+    """The processor's name by /proc/cpuinfo, or by `lscpu` where that has none (Arm).
+
+    With family and model where it has them (x86): virtual machines call processors of several generations "AMD EPYC".
+    """
+    name = _cpuinfo(root, "model name") or _lscpu("Model name") or platform.processor() or UNKNOWN
+    family, model = _cpuinfo(root, "cpu family"), _cpuinfo(root, "model")
+    return name if family is None or model is None else f"{name} (family {family}, model {model})"
 
 
 def describe_device(device: "jax.Device") -> dict[str, Any]:

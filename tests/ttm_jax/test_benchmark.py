@@ -22,7 +22,7 @@ from ttm_jax.benchmarks.ceilings import CeilingSizes
 from ttm_jax.benchmarks.figures import draw_history, history_figure
 from ttm_jax.benchmarks.progress import Progress, show_progress
 from ttm_jax.benchmarks.report import Table, digits, quartiles, scaled
-from ttm_jax.benchmarks.results import SECTIONS, describe, load_results, result_path, section_of
+from ttm_jax.benchmarks.results import SECTIONS, ResultError, describe, load_results, result_path, section_of
 from ttm_jax.multiplier import TTMModel
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ PAGE, RESULTS = ROOT / "hardware_choice.md", ROOT / "results/hardware"
 of_a_machine = pytest.mark.skipif(not RESULTS.exists(), reason="no machine has been measured yet")
 CEILING = CeilingSizes(16, 4096)
 CHEAP = dict(memory_size=6, process_size=2, num_layers=1, mlp_dim=8, processing="mlp")
-SCENIC = TokenTuringMachine(**CHEAP, compat="scenic", remat=True)
+SCENIC = TokenTuringMachine(**CHEAP, compat="scenic")
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +129,14 @@ def test_throughput_by_batch_size(sections):
 def test_the_best_batch_is_the_smallest_near_the_highest_throughput(rates, best):
     rows = [{"batch_size": size, "examples_per_s": rate} for size, rate in zip((10, 20, 30), rates, strict=True)]
     assert batch_sizes.best_batch(rows) == best
+
+
+def test_no_batch_may_fit(config, monkeypatch, result):
+    monkeypatch.setattr(batch_sizes, "too_large", lambda program, device: "takes 9 GB, 1 GB are free")
+    section = measured(batch_sizes, config=config, batch_sizes=(2,), ceiling=CEILING)
+    assert (section["best"], section["largest"], section["rows"]) == (None, None, [])
+    assert batch_sizes.notes(section) == ["No batch fits: not one was run."]
+    assert "Training: not measured on any device." in page.render([{**result, "batch_sizes": section}], Path("r"))
 
 
 def test_the_largest_batch_is_on_the_line_of_memory():
@@ -301,21 +309,57 @@ def test_unrolled_is_the_same_arithmetic(random_params, normal, compat, remat):
 
 def test_ratios_are_unrolled_over_scan(sections):
     (row,) = sections["unrolled"]["rows"]
-    scan, other = row["scan"], row["unrolled"]
-    assert row["ratios"]["compile"] == pytest.approx(other["compile_s"] / scan["compile_s"])
-    assert row["ratios"]["step"] == pytest.approx(other["median_s"] / scan["median_s"])
-    assert row["ratios"]["temporary"] == pytest.approx(other["memory"]["temporary"] / scan["memory"]["temporary"])
-    assert scan["calls"] == other["calls"]
+    assert unrolled.scans_of(row) == ["scan", "scan, full", "scan, deep_dots"]
+    other = row["unrolled"]
+    for name in unrolled.scans_of(row):
+        scan, found = row[name], unrolled.ratios(row[name], other)
+        assert found["compile"] == pytest.approx(other["compile_s"] / scan["compile_s"])
+        assert found["step"] == pytest.approx(other["median_s"] / scan["median_s"])
+        assert found["temporary"] == pytest.approx(other["memory"]["temporary"] / scan["memory"]["temporary"])
+        assert scan["calls"] == other["calls"]
+    assert row["scan, full"]["memory"]["temporary"] < row["scan"]["memory"]["temporary"]
+    assert row["products_s"] > 0
 
 
 def test_the_verdict_names_what_is_wanted(sections):
     section = json.loads(json.dumps(sections["unrolled"]))
     assert unrolled.notes(section) == ["At 32 steps of 16 tokens, for which ratios are wanted, nothing was measured."]
-    section["rows"][0].update(steps=32, num_tokens=16, ratios={"compile": 12.0, "step": 1.2, "temporary": None})
+    (row,) = section["rows"]
+    row |= {"steps": 32, "num_tokens": 16, "products_s": 0.5}
+    row["unrolled"] |= {"compile_s": 24.0, "median_s": 1.2}
+    row["scan"] |= {"compile_s": 2.0, "median_s": 1.0, "memory": None}
     (note,) = unrolled.notes(section)
-    assert "compile 12x (wanted on two CPU cores: 10x, met)" in note
-    assert "train step 1.2x (wanted on two CPU cores: 1.5x, not met)" in note
-    assert "temporary memory not measured (wanted on two CPU cores: 10x)" in note
+    assert "are wanted on two CPU cores compile 10x, train step 1.5x, temporary memory 10x." in note
+    assert "scan: compile 12x (met), train step 1.2x (not met), temporary memory not measured; scan, full:" in note
+    assert note.endswith("all that a train step does, it would be 2.4x.")
+
+
+def test_a_result_without_other_policies_and_products_is_shown(sections):
+    """As files of earlier versions have it."""
+    section = json.loads(json.dumps(sections["unrolled"]))
+    (row,) = section["rows"]
+    row.update(steps=32, num_tokens=16)
+    for name in ("scan, full", "scan, deep_dots", "products_s"):
+        del row[name]
+    shown, compared = unrolled.tables(section)
+    assert [cells[1] for cells in shown.rows] == ["scan", "unrolled"]
+    assert [cells[1] for cells in compared.rows] == ["scan"]
+    (note,) = unrolled.notes(section)
+    assert "Were the products" not in note
+
+
+@pytest.mark.parametrize("steps", [[7], [7, 2]])
+def test_the_numbers_of_steps_can_be_chosen(steps, monkeypatch, capsys, tmp_path):
+    asked = []
+
+    def measure(device, quick, progress, cases):
+        asked.extend(cases)
+        raise ResultError("enough")
+
+    monkeypatch.setattr(unrolled, "measure", measure)
+    assert benchmark.main(["--against-unrolled", "--json", "--out", str(tmp_path), "--steps", *map(str, steps)]) == 2
+    assert [(case.steps, case.num_tokens) for case in asked] == [(T, N) for T in steps for N in (16, 3136)]
+    assert "enough" in capsys.readouterr().err
 
 
 def test_every_policy_is_measured(sections):
@@ -541,7 +585,7 @@ def test_an_interrupt_ends_it_at_once(tmp_path):
         first = process.stderr.readline()
         process.send_signal(signal.SIGINT)
         rest = process.stderr.read()
-    assert first == "1/4  initialising: 6 steps of 16 tokens\n"
+    assert first == "1/7  initialising: 6 steps of 16 tokens\n"
     assert rest == "python -m ttm_jax.benchmark: error: stopped; what was not finished is not written\n"
     assert process.returncode == 130
     assert not list(tmp_path.iterdir())

@@ -68,6 +68,12 @@ def test_two_cores_of_two_threads(make_machine):
     assert found.memory_bytes == 1000 * 1024
 
 
+def test_generations_of_one_name_differ(make_machine):
+    """What a virtual machine's processor says of itself: the name is that of every other generation."""
+    cpuinfo = "processor\t: 0\ncpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n"
+    assert processor_name(make_machine({"proc/cpuinfo": cpuinfo})) == "AMD EPYC (family 25, model 17)"
+
+
 def test_a_control_group_takes_away(make_machine):
     limits = {"sys/fs/cgroup/memory.max": "512000\n", "sys/fs/cgroup/cpu.max": "50000 100000\n"}
     found = detect_machine(make_machine(INTEL | limits))

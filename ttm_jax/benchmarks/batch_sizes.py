@@ -99,8 +99,10 @@ def measure(
     }
 
 
-def best_batch(rows: list[dict[str, Any]]) -> int:
-    """The smallest batch whose throughput is within 5 % of the highest measured."""
+def best_batch(rows: list[dict[str, Any]]) -> int | None:
+    """The smallest batch whose throughput is within 5 % of the highest measured; None where no batch fitted."""
+    if not rows:
+        return None
     highest = max(row["examples_per_s"] for row in rows)
     return min(row["batch_size"] for row in rows if row["examples_per_s"] >= NEARLY_BEST * highest)
 
@@ -142,6 +144,8 @@ def tables(section: dict[str, Any]) -> list[Table]:
 
 def notes(section: dict[str, Any]) -> list[str]:
     """The best batch, and the largest that fits."""
+    if section["best"] is None:
+        return ["No batch fits: not one was run."]
     best = next(row for row in section["rows"] if row["batch_size"] == section["best"])
     found = [
         f"Best batch: {section['best']}, the smallest within 5 % of the highest throughput: "

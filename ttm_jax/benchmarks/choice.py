@@ -12,7 +12,7 @@ PLATFORMS = {"cpu": "A processor", "gpu": "A GPU", "tpu": "A TPU"}
 
 def choice(results: list[dict[str, Any]]) -> str:
     """The device with the highest training throughput; speed, memory, batch, history, fall-backs."""
-    measured = [result for result in results if "batch_sizes" in result]
+    measured = [result for result in results if result.get("batch_sizes", {}).get("best")]
     if measured:
         best = max(measured, key=_throughput)
         chosen = "Train on" if len(measured) > 1 else "The only device measured so far:"

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from ttm_jax.benchmarks.ceilings import PRODUCT, CeilingSizes, ceiling_functions, ceiling_sizes
-from ttm_jax.benchmarks.profile import profile
+from ttm_jax.benchmarks.profile import product_seconds, profile
 from ttm_jax.benchmarks.progress import Progress
 from ttm_jax.benchmarks.report import Table, median, percent, quartiles, scaled, times
 from ttm_jax.benchmarks.workload import too_large, training_arguments, training_flops
@@ -229,12 +229,8 @@ def notes(section: dict[str, Any]) -> list[str]:
 
 
 def _limit(row: dict[str, Any]) -> float:
-    """The share of the ceiling at which those products ran that are counted: none that is made again, none of the
-    optimiser's.
-    """
-    counted = ("forward", "backward")
-    seconds = [w["seconds"] for w in row["profile"]["rows"] if w["kind"] == "products" and w["phase"] in counted]
-    return row["flops"] / sum(seconds) / row["ceiling_flops_per_s"]
+    """The share of the ceiling at which those products ran that are counted."""
+    return row["flops"] / product_seconds(row["profile"]) / row["ceiling_flops_per_s"]
 
 
 def _shares(row: dict[str, Any], key: str) -> str:
