@@ -6,6 +6,7 @@ W writes, D width, H heads, K head width, F MLP width, V vocabulary, L layers. W
 tokens, N is the number of its tokens and Q the number it gives.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -55,6 +56,21 @@ class FeedForward(nn.Module):
         return dropout(dense(out_dim, name="out")(x))
 
 
+def _matrix_product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None) -> jax.Array:
+    """The last axes of `x` times the first of `kernel`: what `lax.dot_general` gives.
+
+    For the gradient of a product with more than two axes XLA copies an operand into another layout, at each step of a
+    scan. A kernel larger than the activations is therefore multiplied as a matrix, which needs no copy.
+    """
+    if kernel.size <= x.size:
+        return jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision)
+    (_, contracted), _ = dimension_numbers
+    rows, features = x.shape[: x.ndim - len(contracted)], kernel.shape[len(contracted) :]
+    inputs = math.prod(kernel.shape[: len(contracted)])
+    y = jnp.dot(x.reshape(*rows, inputs), kernel.reshape(inputs, -1), precision=precision)
+    return y.reshape(*rows, *features)
+
+
 class MultiHeadAttention(nn.Module):
     """softmax(q k^T / sqrt(K)) v over H heads, softmax in float32 at least.
 
@@ -76,7 +92,13 @@ class MultiHeadAttention(nn.Module):
         if width % self.num_heads:
             raise ValueError(f"num_heads must divide the width, got {self.num_heads} heads for width {width}")
         head_width = width // self.num_heads
-        dense = partial(nn.DenseGeneral, kernel_init=_xavier, dtype=self.dtype, param_dtype=self.param_dtype)
+        dense = partial(
+            nn.DenseGeneral,
+            kernel_init=_xavier,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            dot_general=_matrix_product,
+        )
         project = partial(dense, features=(self.num_heads, head_width))
         q_BxQxHxK = project(name="query")(queries_BxQxD)
         k_BxNxHxK = project(name="key")(tokens_BxNxD)
