@@ -78,7 +78,8 @@ def make_parser() -> Parser:
         type=positive_int,
         nargs="+",
         metavar="T",
-        help=f"with --against-unrolled: numbers of steps ({' '.join(map(str, STEPS))}, most of the time in the last)",
+        help=f"with --against-unrolled: numbers of steps ({' '.join(map(str, STEPS))}, most of the time in the last); "
+        "what was measured with others is replaced",
     )
     parser.add_argument("--quick", action="store_true", help="under a minute; written only where --out is given")
     parser.add_argument("--json", action="store_true", help="print one JSON object in place of tables")
@@ -138,7 +139,7 @@ def _measure(args: argparse.Namespace) -> int:
     heads = [describe(device) for device in devices]
     if folder:
         check_folder("--out", folder)
-        check_results(folder, [head["name"] for head in heads])
+        check_results(folder, heads)
     if args.profile:
         check_folder("--profile", args.profile)
     console = Console()

@@ -19,6 +19,8 @@ class OutOfMemory(RuntimeError):
 class StepPlan:
     """How a training step is computed; to rounding, its result is the same.
 
+    But for dropout, of which each micro-batch draws its own.
+
     Attributes:
         micro_batches: equal parts of the batch, one after the other, whose gradients are added up.
         remat: what a machine step keeps for the backward pass; what the config says where None.

@@ -1,5 +1,10 @@
 """Token Turing Machines (arXiv 2211.09119) in PyTorch: the readable twin of `ttm_jax`."""
 
+import importlib.util
+
+if importlib.util.find_spec("torch") is None:
+    raise ModuleNotFoundError("PyTorch is not installed; pip install 'token-turing-machine[torch]' installs it")
+
 from ttm_torch import nn
 from ttm_torch.checkpoint import CheckpointError
 from ttm_torch.config import (

@@ -156,6 +156,7 @@ class _Machine(nn.Module):
             width=width, num_tokens=num_tokens, memory_size=memory_size, compat=compat, **options
         )
         _check_choice("learned_memory", learned_memory, (False, True))
+        self._token_shape = num_tokens, width
         initial_1xMxD = torch.zeros(1, memory_size, width)
         if learned_memory and compat != "scenic":
             self.initial_memory = nn.Parameter(nn.init.normal_(initial_1xMxD, std=0.01))
@@ -181,6 +182,9 @@ class _Machine(nn.Module):
             raise ValueError(f"tokens must be [B, T, N, D], got shape {tuple(tokens_BxTxNxD.shape)}")
         if min(tokens_BxTxNxD.shape) < 1:
             raise ValueError(f"tokens must have no empty axis, got shape {tuple(tokens_BxTxNxD.shape)}")
+        if tokens_BxTxNxD.shape[2:] != self._token_shape:
+            N, D = self._token_shape
+            raise ValueError(f"tokens must be [B, T, {N}, {D}], got shape {tuple(tokens_BxTxNxD.shape)}")
         initial_BxMxD = self.broadcast_memory(len(tokens_BxTxNxD))
         if memory is None:
             memory = initial_BxMxD

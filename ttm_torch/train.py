@@ -107,7 +107,7 @@ class Trainer(TrainingLoop[TrainState]):
 
     def _put_state(self, copy: Mapping[str, Any], plan: StepPlan) -> TrainState:
         copy["saved"].seek(0)
-        saved = torch.load(copy["saved"], map_location=self.device, weights_only=True)
+        saved = torch.load(copy["saved"], map_location="cpu", weights_only=True)
         for part, values in zip(_parts(self.state), saved, strict=True):
             part.load_state_dict(values)
         self._in_a_step = None

@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from parity.needs import missing_package
 from parity.speed.cases import ALL_VARIANTS, AUTOTUNE, Case, all_cases, quick_cases
 from parity.speed.measure import Limits, measure
 from parity.speed.report import draw, markdown, one_line, put_in_readme
@@ -63,6 +64,17 @@ class Results:
         page.write_text(markdown(self.values), encoding="utf-8")
         draw(self.values, chart)
         return [path for path in (self.path, page, chart) if path.exists()]
+
+
+def unusable(device: str) -> str | None:
+    """What to say where nothing can be measured: PyTorch is missing, or has no such device."""
+    if missing := missing_package():
+        return missing
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        return "--device cuda: PyTorch sees no CUDA device; --device cpu does without"
+    return None
 
 
 def origin() -> dict[str, Any]:
@@ -139,7 +151,7 @@ def _parser() -> Parser:
     )  # fmt: skip
     parser.add_argument(
         "--first-call", type=positive_int, default=300, metavar="SECONDS",
-        help="give a first call up after this long and say so (300)",
+        help="give a variant up whose first three calls, or a turn of timed ones, take longer, and say so (300)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, help=f"folder of the results ({SCRATCH})")
     parser.add_argument("--resume", action="store_true", help="keep the cases that are in --out, measure the others")
@@ -161,6 +173,8 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(case.name for case in cases))
         return 0
     results = Results(args.out or SCRATCH, args.device)
+    if problem := None if args.report else unusable(args.device):
+        return fail(parser, problem)
     try:
         return _report(results, args) if args.report else _measure(parser, cases, results, args)
     except ValueError as error:
@@ -178,6 +192,8 @@ def _measure(parser: Parser, cases: list[Case], results: Results, args: argparse
     if here["load_at_start"] > BUSY:
         load = f"the machine is busy (load {here['load_at_start']:.1f})"
         console.print(f"{load}: PyTorch's threads wait for each other, and its times mean little", soft_wrap=True)
+    if args.out and results.path.exists() and not args.resume:
+        raise ValueError(f"{results.path} is there already: --resume adds to it; move it away to measure anew")
     if args.resume and results.path.exists():
         results.load()
         if name := comparable(results.values, here):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.speed.cases import JAX, Case, write_weights
+from parity.speed.cases import GROWING, JAX, Case, write_weights
 from parity.speed.process import Worker, WorkerError, WorkerTimeout, worker_command
 
 
@@ -88,7 +88,12 @@ def summarize(turns_s: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, dic
 
 
 def not_tried(case: Case, variant: str, measured: Sequence[Mapping[str, Any]], limit_s: float) -> str | None:
-    """Why a first call can't be expected to end in time, from that of the same case with fewer steps."""
+    """Why a first call can't be expected to end in time, from that of the same case with fewer steps.
+
+    None for a variant whose compilation does not grow with the steps.
+    """
+    if variant not in GROWING:
+        return None
     same = [
         m for m in measured
         if (m["size"], m["dtype"], m["kind"]) == (case.size, case.dtype, case.kind) and m["steps"] < case.steps

@@ -201,9 +201,10 @@ of the best PyTorch variant by that of JAX in the same round: above 1, JAX is fa
 - JAX: one jitted function with the steps under `lax.scan`; a training step recomputes part of each machine step in its
   backward pass (`remat`).
 - eager: PyTorch as it is. compile: `torch.compile` of the whole forward pass (and so of its backward pass), whose graph
-  grows with the steps. compile step: `torch.compile` of one machine step, called in a Python loop. Optimisers run
-  eagerly in PyTorch (Adam of a machine alone: fused); inference is under `torch.inference_mode()`. Nothing is
-  recomputed.
+  grows with the steps. compile step: `torch.compile` of one machine step, called in a Python loop. Loss, clipping of
+  gradients and optimisers run eagerly in PyTorch (Adam of a machine alone: fused), where JAX compiles the whole step;
+  the multiplier's Muon steps equal kernels together in JAX and one by one in PyTorch. Inference is under
+  `torch.inference_mode()`. Nothing is recomputed.
 - Every process keeps the memory that it frees (`ttm_jax.allocator`), as training does.
 - bfloat16: computation alone, by JAX's `dtype` and PyTorch's autocast; parameters are float32. On CUDA float32 products
   are TF32 in both.
@@ -269,7 +270,7 @@ def _losses(cases: Sequence[Case]) -> str:
         if best and ratio and ratio["median"] <= 1:
             against = f"{_ratio(case['variants'][best])} against {LABELS[best]}"
             lost.append(f"- {_kind(case)}, {_what(case)}: {against}")
-    return "\n".join(lost) or "Nowhere, of what was measured."
+    return "\n".join(lost) or "Nowhere, of what was measured in both."
 
 
 def _keys(case: Case) -> list[str]:

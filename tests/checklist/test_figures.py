@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ttm_torch
 from ttm_jax.benchmarks.report import NOT_MEASURED, digits
+from ttm_jax.benchmarks.results import load_results
 from ttm_jax.flops import summary_cost
 from ttm_jax.run_folder import RunFolder
 from ttm_torch.config import find_config
@@ -39,9 +40,8 @@ def allowed_versions():
 
 
 def hardware(platform: str, section: str) -> dict[str, Any] | None:
-    """A section of the results of a device; None where it was not measured, or quickly."""
-    for path in sorted((ROOT / "results/hardware").glob("*.json")):
-        result = json.loads(path.read_text())
+    """A section of the results of a device, the first on the page; None where it was not measured, or quickly."""
+    for result in load_results(ROOT / "results/hardware"):
         if result["device"]["platform"] == platform and section in result and not result[section]["quick"]:
             return result[section]
     return None
@@ -67,7 +67,7 @@ def on_both(operation: str) -> list[str]:
 
 def chosen_device():
     page = ROOT / "hardware_choice.md"
-    found = re.search(r"^(?:Train on|The only device measured so far:) \*\*(.+?)\*\*", page.read_text(), re.MULTILINE)
+    found = re.search(r"^(?:Train on|The only device on which training was measured so far:) \*\*(.+?)\*\*", page.read_text(), re.MULTILINE)
     return [NOT_MEASURED if found is None else found[1]]
 
 

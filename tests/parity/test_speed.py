@@ -10,6 +10,8 @@ import torch
 from parity.speed import cases as speed_cases
 from parity.speed import jax_side, torch_side
 from parity.speed.cases import (
+    COMPILE,
+    COMPILE_STEP,
     EAGER,
     JAX,
     OTHER_FORMS,
@@ -166,20 +168,21 @@ def test_short_calls_are_repeated_and_long_ones_bounded():
 def test_hopeless_compilations_are_not_tried():
     case = Case("paper-16", 64, "float32", "train")
 
-    def measured(steps, cell, dtype="float32"):
-        return {"size": "paper-16", "dtype": dtype, "kind": "train", "steps": steps, "variants": {EAGER: cell}}
+    def measured(steps, cell, dtype="float32", variant=COMPILE):
+        return {"size": "paper-16", "dtype": dtype, "kind": "train", "steps": steps, "variants": {variant: cell}}
 
     earlier = [measured(1, {"first_call_s": 1.0}), measured(8, {"first_call_s": 50.0})]
-    assert not_tried(case, EAGER, earlier, 300) == (
+    assert not_tried(case, COMPILE, earlier, 300) == (
         "not tried: the first call took 50 s with 8 steps, so that 400 s are to be expected, above the limit of 300 s"
     )
-    assert not_tried(case, EAGER, earlier, 500) is None
-    assert not_tried(case, JAX, earlier, 300) is None
-    assert not_tried(case, EAGER, [measured(8, {"first_call_s": 50.0}, "bfloat16")], 300) is None
+    assert not_tried(case, COMPILE, earlier, 500) is None
+    one_step = [earlier[0], measured(8, {"first_call_s": 50.0}, variant=COMPILE_STEP)]
+    assert not_tried(case, COMPILE_STEP, one_step, 300) is None, "it compiles one step, however many there are"
+    assert not_tried(case, COMPILE, [measured(8, {"first_call_s": 50.0}, "bfloat16")], 300) is None
     gave_up = measured(8, {"failed": "did not end", "timeout": True})
-    assert not_tried(case, EAGER, [*earlier[:1], gave_up], 300) == "not tried: 8 steps were too many already"
+    assert not_tried(case, COMPILE, [*earlier[:1], gave_up], 300) == "not tried: 8 steps were too many already"
     died = measured(8, {"failed": "died", "timeout": False})
-    assert not_tried(case, EAGER, [*earlier[:1], died], 300) is None
+    assert not_tried(case, COMPILE, [*earlier[:1], died], 300) is None
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """The speed comparison: its page, its table in the README, and what its command says. Nothing is measured here."""
 
+import importlib.util
 import json
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from parity.speed import __main__ as command
 from parity.speed.cases import EAGER, JAX, UNROLLED, all_cases
@@ -99,7 +101,14 @@ def test_the_readme_has_the_table_of_the_results():
     assert put_in_readme(readme, found) == readme, (
         "python -m parity.speed --report --out results/speed --readme README.md"
     )
-    assert (ROOT / "results/speed/cpu.md").read_text(encoding="utf-8") == markdown(found)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "results/speed").glob("**/*.json")), ids=str)
+def test_the_page_is_that_of_the_results(path):
+    found = json.loads(path.read_text(encoding="utf-8"))
+    assert path.with_suffix(".md").read_text(encoding="utf-8") == markdown(found), (
+        f"python -m parity.speed --report --out {path.parent.relative_to(ROOT)}"
+    )
 
 
 @pytest.fixture
@@ -170,9 +179,15 @@ def test_a_failure_is_in_the_exit_status(monkeypatch, result, tmp_path, capsys):
         ("--report --out {folder}", "cpu.json: damaged, or not a result of this command"),
         ("--resume --out {folder}", "cpu.json: damaged, or not a result of this command"),
         ("--quick --out {folder}/cpu.json", "cpu.json: File exists"),
+        ("--quick --out {folder}", "cpu.json is there already: --resume adds to it; move it away to measure anew"),
+        (
+            "--quick --device cuda --out {folder}",
+            "--device cuda: PyTorch sees no CUDA device; --device cpu does without",
+        ),
     ],
 )
-def test_what_cannot_be_is_one_line(arguments, message, fake_measure, tmp_path, capsys):
+def test_what_cannot_be_is_one_line(arguments, message, fake_measure, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     (tmp_path / "cpu.json").write_text('{"cases": [{}]}')
     try:
         code = command.main(arguments.format(folder=tmp_path).split())
@@ -181,6 +196,14 @@ def test_what_cannot_be_is_one_line(arguments, message, fake_measure, tmp_path, 
     *_, last = capsys.readouterr().err.splitlines()
     assert code == 2
     assert re.match(rf"python -m parity.speed: error: .*{re.escape(message)}", last), last
+
+
+def test_without_pytorch(monkeypatch, fake_measure, tmp_path, capsys):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torch" else find_spec(name))
+    assert command.main(["--quick", "--out", str(tmp_path)]) == 2
+    assert "error: PyTorch is not installed; pip install 'token-turing" in capsys.readouterr().err
+    assert not fake_measure
 
 
 def test_names_are_listed(capsys):

@@ -318,20 +318,21 @@ def test_ratios_are_unrolled_over_scan(sections):
         assert found["temporary"] == pytest.approx(other["memory"]["temporary"] / scan["memory"]["temporary"])
         assert scan["calls"] == other["calls"]
     assert row["scan, full"]["memory"]["temporary"] < row["scan"]["memory"]["temporary"]
-    assert row["products_s"] > 0
+    assert 0 < row["product_share"] < 1
 
 
 def test_the_verdict_names_what_is_wanted(sections):
     section = json.loads(json.dumps(sections["unrolled"]))
     assert unrolled.notes(section) == ["At 32 steps of 16 tokens, for which ratios are wanted, nothing was measured."]
     (row,) = section["rows"]
-    row |= {"steps": 32, "num_tokens": 16, "products_s": 0.5}
+    row |= {"steps": 32, "num_tokens": 16, "product_share": 0.5}
     row["unrolled"] |= {"compile_s": 24.0, "median_s": 1.2}
     row["scan"] |= {"compile_s": 2.0, "median_s": 1.0, "memory": None}
     (note,) = unrolled.notes(section)
     assert "are wanted on two CPU cores compile 10x, train step 1.5x, temporary memory 10x." in note
     assert "scan: compile 12x (met), train step 1.2x (not met), temporary memory not measured; scan, full:" in note
-    assert note.endswith("all that a train step does, it would be 2.4x.")
+    assert "are 50 % of the operations of scan;" in note
+    assert note.endswith("were they all that it does, the ratio of the train steps would be 2.4x.")
 
 
 def test_a_result_without_other_policies_and_products_is_shown(sections):
@@ -339,13 +340,13 @@ def test_a_result_without_other_policies_and_products_is_shown(sections):
     section = json.loads(json.dumps(sections["unrolled"]))
     (row,) = section["rows"]
     row.update(steps=32, num_tokens=16)
-    for name in ("scan, full", "scan, deep_dots", "products_s"):
+    for name in ("scan, full", "scan, deep_dots", "product_share"):
         del row[name]
     shown, compared = unrolled.tables(section)
     assert [cells[1] for cells in shown.rows] == ["scan", "unrolled"]
     assert [cells[1] for cells in compared.rows] == ["scan"]
     (note,) = unrolled.notes(section)
-    assert "Were the products" not in note
+    assert "Products of" not in note
 
 
 @pytest.mark.parametrize("steps", [[7], [7, 2]])
@@ -500,6 +501,30 @@ def test_a_quick_run_writes_nothing_unless_told_where(run, tmp_path):
     assert json.loads(path.read_text())["operations"]["quick"] is True
 
 
+def test_results_of_another_machine_are_not_mixed(run, tmp_path):
+    """Processors of several generations have one name."""
+    run("--remat", "--out", "r")
+    (path,) = (tmp_path / "r").glob("*.json")
+    result = json.loads(path.read_text())
+    result["machine"]["instruction_sets"] = ["other"]
+    path.write_text(json.dumps(result))
+    code, out, err = run("--remat", "--out", "r")
+    assert (code, out) == (2, "")
+    assert f"{Path('r') / path.name}: of another machine, which differs in instruction_sets; name another folder" in err
+    assert json.loads(path.read_text()) == result
+
+
+def test_a_device_of_which_little_was_measured_comes_last(result, tmp_path):
+    little = {name: value for name, value in result.items() if name not in SECTIONS or name == "remat"}
+    for device in (result | {"name": "b"}, little | {"name": "a"}):
+        result_path(tmp_path, device["name"]).write_text(json.dumps(device))
+    both = load_results(tmp_path)
+    assert [device["name"] for device in both] == ["b", "a"]
+    text = page.render(both, Path("r"))
+    assert "The only device on which training was measured so far: **b**." in text
+    assert "side by side" not in text
+
+
 def test_json_is_one_object(run):
     code, out, _ = run("--quick", "--remat", "--json")
     (shown,) = json.loads(out).values()
@@ -642,7 +667,7 @@ def test_the_numbers_of_the_page_are_those_of_the_results():
 
     for result in load_results(RESULTS):
         part = text[text.index(f"\n## {result['name']}\n") :]
-        for row in result["operations"]["rows"]:
+        for row in result.get("operations", {"rows": []})["rows"]:
             label = ", ".join(filter(None, (row["name"], row["size"])))
             lines = [line.split(" | ") for line in part.splitlines() if line.startswith(f"| {label} |")]
             assert number(lines[0][1]) == pytest.approx(row["median_s"], rel=0.006)

@@ -88,7 +88,7 @@ def test_tables_and_notes(section):
     for work in row["profile"]["rows"]:
         seconds[work["kind"], work["phase"]] += work["seconds"]
     counted = seconds["products", "forward"] + seconds["products", "backward"]
-    at_most = percent(row["flops"] / counted / row["ceiling_flops_per_s"])
+    at_most = percent(row["flops_fraction"] / (counted / row["profile"]["seconds"]))
     assert note.endswith(f" forward and backward pass all that it does, it would be at {at_most}.")
     assert all(len(row) == len(table.headings) for table in (step, costliest) for row in table.rows)
 

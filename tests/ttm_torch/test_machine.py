@@ -1,5 +1,8 @@
 """What the machine of the twin says of wrong arguments and shapes; that it computes the right thing is parity's."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -35,6 +38,8 @@ def test_a_wrong_option_is_named(options, message):
     [
         ((2, 3, 8), None, r"tokens must be \[B, T, N, D\], got shape"),
         ((2, 0, 3, 8), None, "tokens must have no empty axis"),
+        ((2, 1, 4, 8), None, r"tokens must be \[B, T, 3, 8\], got shape \(2, 1, 4, 8\)"),
+        ((2, 1, 3, 7), None, r"tokens must be \[B, T, 3, 8\], got shape \(2, 1, 3, 7\)"),
         ((2, 1, 3, 8), (1, 96, 8), r"memory must be \(2, 96, 8\), got \(1, 96, 8\)"),
     ],
 )
@@ -42,3 +47,12 @@ def test_a_wrong_shape_is_named(tokens, memory, message):
     machine = ttm_torch.TokenTuringMachine(width=D, num_tokens=N, num_layers=1)
     with pytest.raises(ValueError, match=message):
         machine(torch.zeros(tokens), None if memory is None else torch.zeros(memory))
+
+
+def test_without_pytorch_the_import_says_what_is_missing():
+    code = "import importlib.util; importlib.util.find_spec = lambda name: None; import ttm_torch"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith(
+        "ModuleNotFoundError: PyTorch is not installed; pip install 'token-turing-machine[torch]' installs it\n"
+    )

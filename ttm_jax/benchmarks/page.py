@@ -48,8 +48,8 @@ def regenerate(page: Path, folder: Path, results: list[dict[str, Any]]) -> bool:
 def render(results: list[dict[str, Any]], folder: Path) -> str:
     """The measured part of the page; `folder` is where the results are, seen from the page."""
     parts = ["## The choice", choice(results), "## The machines", machines(results).to_markdown()]
-    if len(results) > 1:
-        parts.append(side_by_side(results).to_markdown())
+    if len(timed := [result for result in results if "operations" in result]) > 1:
+        parts.append(side_by_side(timed).to_markdown())
     for result in results:
         path = result_path(folder, result["name"])
         parts += [f"## {result['name']}", f"All figures: [{path.name}]({path.as_posix()})."]
@@ -83,10 +83,7 @@ def caches(found: list[dict[str, Any]]) -> str:
 
 def side_by_side(results: list[dict[str, Any]]) -> Table:
     """The median of each operation on each device, and how many times as fast as on the first."""
-    by_name = [
-        {row["name"]: row for row in result.get("operations", {}).get("rows", []) if "skipped" not in row}
-        for result in results
-    ]
+    by_name = [{row["name"]: row for row in result["operations"]["rows"] if "skipped" not in row} for result in results]
     headings = ["operation", *(result["name"] for result in results)]
     headings += [f"{results[0]['name']} / {result['name']}" for result in results[1:]]
     rows = []

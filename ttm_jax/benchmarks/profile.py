@@ -82,10 +82,12 @@ def profile(function: Callable[[], Any], program: Program, folder: Path, calls: 
     return {"seconds": total, "rows": rows}
 
 
-def product_seconds(profiled: dict[str, Any]) -> float:
-    """Seconds of the matrix products of forward and backward pass: none that is made again, none of the optimiser's."""
+def product_share(profiled: dict[str, Any]) -> float:
+    """The share of the matrix products of forward and backward pass in all operations: none that is made again, none of
+    the optimiser's.
+    """
     counted = (FORWARD, BACKWARD)
-    return sum(work["seconds"] for work in profiled["rows"] if work["kind"] == PRODUCT and work["phase"] in counted)
+    return sum(work["share"] for work in profiled["rows"] if work["kind"] == PRODUCT and work["phase"] in counted)
 
 
 def _events(folder: Path, module: str) -> Iterator[tuple[str, float]]:

@@ -32,6 +32,9 @@ FLAGS = {
 }
 
 
+FACTS = ("processor", "cores", "usable_cpus", "caches", "instruction_sets")  # by which machines are told apart
+
+
 class ResultError(ValueError):
     """A result file or folder that cannot be used; the message is one line for the user."""
 
@@ -75,7 +78,7 @@ def load_result(path: Path) -> dict[str, Any]:
 
 
 def load_results(folder: Path) -> list[dict[str, Any]]:
-    """All results of a folder, processors first.
+    """All results of a folder: processors first, and of those the one of which most was measured.
 
     Raises:
         ResultError: if there is none, or one cannot be read.
@@ -83,7 +86,11 @@ def load_results(folder: Path) -> list[dict[str, Any]]:
     results = [load_result(path) for path in sorted(folder.glob("*.json"))]
     if not results:
         raise ResultError(f"{folder}: no results there; python -m ttm_jax.benchmark writes them")
-    return sorted(results, key=lambda result: (result["device"]["platform"] != "cpu", result["name"]))
+
+    def order(result: dict[str, Any]) -> tuple[bool, int, str]:
+        return result["device"]["platform"] != "cpu", -len(SECTIONS.keys() & result.keys()), result["name"]
+
+    return sorted(results, key=order)
 
 
 def save_section(folder: Path, head: dict[str, Any], key: str, section: dict[str, Any]) -> Path:
@@ -119,15 +126,21 @@ def check_folder(flag: str, folder: Path) -> None:
         raise ResultError(f"{flag} {folder}: {error.strerror}") from None
 
 
-def check_results(folder: Path, names: list[str]) -> None:
-    """Sees that what there is of these devices can be added to.
+def check_results(folder: Path, heads: list[dict[str, Any]]) -> None:
+    """Sees that what there is of these devices can be added to: that it is readable, and of this very machine.
 
     Raises:
         ResultError: if not.
     """
-    for path in (result_path(folder, name) for name in names):
-        if path.exists():
-            load_result(path)
+    for head in heads:
+        path = result_path(folder, head["name"])
+        if not path.exists():
+            continue
+        earlier, machine = load_result(path)["machine"], json.loads(json.dumps(head["machine"]))
+        if changed := [fact for fact in FACTS if earlier.get(fact) != machine[fact]]:
+            raise ResultError(
+                f"{path}: of another machine, which differs in {', '.join(changed)}; name another folder with --out"
+            )
 
 
 def _plural(noun: str, count: int) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from ttm_jax.benchmarks.ceilings import PRODUCT, CeilingSizes, ceiling_functions, ceiling_sizes
-from ttm_jax.benchmarks.profile import product_seconds, profile
+from ttm_jax.benchmarks.profile import product_share, profile
 from ttm_jax.benchmarks.progress import Progress
 from ttm_jax.benchmarks.report import Table, median, percent, quartiles, scaled, times
 from ttm_jax.benchmarks.workload import too_large, training_arguments, training_flops
@@ -228,9 +228,10 @@ def notes(section: dict[str, Any]) -> list[str]:
     return found
 
 
-def _limit(row: dict[str, Any]) -> float:
-    """The share of the ceiling at which those products ran that are counted."""
-    return row["flops"] / product_seconds(row["profile"]) / row["ceiling_flops_per_s"]
+def _limit(row: dict[str, Any]) -> float | None:
+    """The share of the ceiling that would be reached by those products alone, by their share of the operations."""
+    share = product_share(row["profile"])
+    return row["flops_fraction"] / share if share else None
 
 
 def _shares(row: dict[str, Any], key: str) -> str:
