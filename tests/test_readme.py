@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from parity.speed.report import best_torch
 from ttm_jax.benchmarks import training, unrolled
-from ttm_jax.benchmarks.report import median, peak, percent, scaled, times
+from ttm_jax.benchmarks.report import median, peak, percent, times
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -72,8 +73,6 @@ def test_the_benchmarks_are_those_of_the_results():
     wins, batches = result["history"]["wins"], result["batch_sizes"]
     best = next(row for row in batches["rows"] if row["batch_size"] == batches["best"])
     forms = {row["steps"]: row for row in result["unrolled"]["rows"] if row["num_tokens"] == 16}
-    deep_dots = next(row for row in result["remat"]["shapes"][0]["rows"] if row["policy"] == "deep_dots")
-    temporary = [row["memory"]["temporary"] for row in (deep_dots, forms[32]["unrolled"])]
     steps = training.notes(result["training"])
     limits = [re.search(r"it would be at (.*)\.$", note)[1] for note in steps]
 
@@ -100,8 +99,39 @@ def test_the_benchmarks_are_those_of_the_results():
     _, section = README.split("## Benchmarks")
     rows = re.findall(r"^\| [^|]+ \| ([^|]+) \|$", section, re.MULTILINE)
     assert rows == cells
-    assert "takes {} where they take {},".format(*(scaled(count, "B") for count in temporary)) in section
     assert result["history"]["provenance"]["commit"][:7] in section
+
+
+def test_the_second_processor_is_that_of_its_results():
+    folder = ROOT / "results/hardware"
+    result = json.loads((folder / "amd-epyc-family-25-model-17-2-cores.json").read_text())
+    (row,) = (row for row in result["unrolled"]["rows"] if (row["steps"], row["num_tokens"]) == (32, 16))
+    rows = {
+        name: cells for name, *cells in re.findall(r'^\| `remat="(\w+)"`.* \| (.*) \| (.*) \| (.*) \|$', README, re.M)
+    }
+    assert len(rows) == len(unrolled.SCANS)
+    for scan, policy in unrolled.SCANS.items():
+        found = unrolled.ratios(row[scan], row["unrolled"])
+        assert rows[policy] == [times(found[of]) for of in unrolled.LABELS]
+    (note,) = unrolled.notes(result["unrolled"])
+    limit = re.search(r"does, the ratio of the train steps would be (.*)\.$", note)[1]
+    assert f"training step does, it would be {limit}." in README
+    assert result["unrolled"]["provenance"]["commit"][:7] in README
+
+    speed = json.loads((ROOT / "results/speed/amd-epyc-family-25-model-17/cpu.json").read_text())
+    cases = {case["name"]: case["variants"] for case in speed["cases"]}
+    words = re.search("<!-- speed of the second -->(.*)<!-- /speed of the second -->", README, re.DOTALL)[1]
+    for name, ratio in zip(
+        (
+            *("quick/6/float32/train", "multiplication/11/float32/train", "paper-16/64/float32/train"),
+            *("paper-3136/64/float32/train", "multiplication/11/float32/forward", "multiplication/1/float32/stream"),
+        ),
+        re.findall(r"\d\.\d\d", words),
+        strict=True,
+    ):
+        cells = cases[name]
+        assert f"{cells[best_torch({'variants': cells})]['ratio']['median']:.2f}" == ratio, name
+    assert speed["commit"][:7] in README
 
 
 @pytest.mark.parametrize("name", ["Classifier", "TorchClassifier"])
