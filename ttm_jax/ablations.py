@@ -176,7 +176,8 @@ def markdown(rows: dict[str, list[dict[str, Any]]]) -> str:
     table = []
     for name, runs in rows.items():
         found = [shares(runs, length) for length in lengths]
-        cells = [f"{statistics.mean(x):.1f} ({min(x):.1f} - {max(x):.1f})" for x in found]
+        ranges = [f" ({min(x):.1f} - {max(x):.1f})" if len(x) > 1 else "" for x in found]
+        cells = [f"{statistics.mean(x):.1f}{extent}" for x, extent in zip(found, ranges, strict=True)]
         table.append([name, f"{runs[0]['parameters']:,}", str(len(runs)), *cells])
     return markdown_table(["changed", "parameters", "seeds", *(f"{length}, %" for length in lengths)], table) + "\n"
 

@@ -69,6 +69,11 @@ def test_the_table_has_mean_and_range_of_the_seeds(finished, folders, tmp_path, 
     assert runs[3]["command"].endswith("no-memory-1 --model.write none --train.seed 1")
 
 
+def test_one_seed_has_no_range(finished, folders, capsys):
+    assert main(["--only", REFERENCE, "--seeds", "1", *folders]) == 0
+    assert "| reference | 327,561 | 1 | 90.0 | 90.0 |" in capsys.readouterr().out
+
+
 def test_commands_are_those_of_the_training(folders, capsys):
     assert main(["--list", "--seeds", "1", *folders]) == 0
     lines = capsys.readouterr().out.splitlines()
