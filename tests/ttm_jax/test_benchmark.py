@@ -645,6 +645,13 @@ def test_two_devices_side_by_side(result):
 # The committed page and results.
 
 
+def part_of(page_text, result):
+    """What the page says of a device: up to the next one's heading."""
+    _, _, rest = page_text.partition(f"\n## {result['name']}\n")
+    assert rest
+    return rest.partition("\n## ")[0]
+
+
 @of_a_machine
 def test_the_page_and_the_results_agree(tmp_path):
     """To mend it: python -m ttm_jax.benchmark --page"""
@@ -666,7 +673,7 @@ def test_the_numbers_of_the_page_are_those_of_the_results():
         return float(found[1].replace(",", "")) * prefixes[found[2]]
 
     for result in load_results(RESULTS):
-        part = text[text.index(f"\n## {result['name']}\n") :]
+        part = part_of(text, result)
         for row in result.get("operations", {"rows": []})["rows"]:
             label = ", ".join(filter(None, (row["name"], row["size"])))
             lines = [line.split(" | ") for line in part.splitlines() if line.startswith(f"| {label} |")]
@@ -679,7 +686,7 @@ def test_the_numbers_of_the_page_are_those_of_the_results():
 def test_committed_results_say_where_they_come_from_and_the_page_what_is_missing():
     text = PAGE.read_text(encoding="utf-8")
     for result in load_results(RESULTS):
-        part = text[text.index(f"\n## {result['name']}\n") :]
+        part = part_of(text, result)
         for key in SECTIONS:
             title = f"### {page.TITLES[key]}\n\n"
             assert (f"{title}Not measured; `python -m ttm_jax.benchmark" in part) == (key not in result)
