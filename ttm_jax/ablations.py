@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Event
 from typing import Any
 
 from ttm_jax.cli import Parser, fail, positive_int
@@ -220,12 +221,24 @@ def train(todo: Sequence[Run], folder: Path, jobs: int, results: Results) -> Non
     for cores in split_cores(jobs):
         shares_of_cores.put(cores)
 
-    def train_one(run: Run) -> int:
+    stop = Event()
+
+    def train_one(run: Run) -> bool:
+        """Whether it was begun: none is after one that failed."""
+        if stop.is_set():
+            return False
         cores = shares_of_cores.get()
         try:
             with _on(cores), run.log(folder).open("a", encoding="utf-8") as output:
                 command = [sys.executable, *run.next_command(folder)]
-                return subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
+                code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
+            if code or not run.is_finished(folder):
+                how = f"ended with exit status {code}: see {run.log(folder)}"
+                raise TrainingFailed(f"{run.name}, seed {run.seed}: {how}")
+            return True
+        except BaseException:
+            stop.set()
+            raise
         finally:
             shares_of_cores.put(cores)
 
@@ -233,15 +246,15 @@ def train(todo: Sequence[Run], folder: Path, jobs: int, results: Results) -> Non
         runs = {pool.submit(train_one, run): run for run in todo}
         try:
             for done, future in enumerate(as_completed(runs), 1):
-                run, code = runs[future], future.result()
-                if code or not run.is_finished(folder):
-                    how = f"ended with exit status {code}: see {run.log(folder)}"
-                    raise TrainingFailed(f"{run.name}, seed {run.seed}: {how}")
+                run = runs[future]
+                if not future.result():
+                    continue
                 results.add(run, folder)
                 results.save()
                 took = clock(results.runs[run]["seconds"])
                 print(f"{done} of {len(todo)}: {run.name}, seed {run.seed}: {took}", file=sys.stderr)
         except BaseException:
+            stop.set()
             pool.shutdown(cancel_futures=True)  # those that were begun have had the same Ctrl-C, or run to their end
             raise
 
