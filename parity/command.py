@@ -14,7 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from parity.needs import missing_package
+from parity.needs import missing_device
 from ttm_jax.cli import Parser, fail
 
 _LINE_EVERY_SECONDS = 10.0
@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command: 0 where all comparisons are in bounds and all mutations caught, 1 where not, 2 on bad input."""
     parser = _parser()
     options = parser.parse_args(argv)
-    if missing := missing_package():
+    if missing := missing_device(options.device):
         return fail(parser, missing)
 
     import jax
@@ -33,8 +33,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # The twins must not share a GPU: JAX would take most of its memory. JAX's numbers are those of the CPU.
     jax.config.update("jax_platforms", "cpu")
     torch.set_num_threads(1)  # small arrays: more threads wait for each other
-    if options.device == "cuda" and not torch.cuda.is_available():
-        return fail(parser, "--device cuda: PyTorch sees no CUDA device; --device cpu does without")
 
     from parity import cases
     from parity.report import as_json, is_ok, print_report

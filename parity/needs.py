@@ -11,3 +11,14 @@ def missing_package() -> str | None:
         if importlib.util.find_spec(module) is None:
             return f"{name} is not installed; pip install 'token-turing-machine[torch]' installs it"
     return None
+
+
+def missing_device(device: str) -> str | None:
+    """What to say where PyTorch is missing, or has no such device; None where it can compute there."""
+    if missing := missing_package():
+        return missing
+    import torch
+
+    if device == "cuda" and not torch.cuda.is_available():
+        return "--device cuda: PyTorch sees no CUDA device; --device cpu does without"
+    return None

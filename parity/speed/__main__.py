@@ -18,7 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from parity.needs import missing_package
+from parity.needs import missing_device
 from parity.speed.cases import ALL_VARIANTS, AUTOTUNE, Case, all_cases, quick_cases
 from parity.speed.measure import Limits, measure
 from parity.speed.report import draw, markdown, one_line, put_in_readme
@@ -64,17 +64,6 @@ class Results:
         page.write_text(markdown(self.values), encoding="utf-8")
         draw(self.values, chart)
         return [path for path in (self.path, page, chart) if path.exists()]
-
-
-def unusable(device: str) -> str | None:
-    """What to say where nothing can be measured: PyTorch is missing, or has no such device."""
-    if missing := missing_package():
-        return missing
-    import torch
-
-    if device == "cuda" and not torch.cuda.is_available():
-        return "--device cuda: PyTorch sees no CUDA device; --device cpu does without"
-    return None
 
 
 def origin() -> dict[str, Any]:
@@ -173,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(case.name for case in cases))
         return 0
     results = Results(args.out or SCRATCH, args.device)
-    if problem := None if args.report else unusable(args.device):
+    if problem := None if args.report else missing_device(args.device):
         return fail(parser, problem)
     try:
         return _report(results, args) if args.report else _measure(parser, cases, results, args)
