@@ -18,7 +18,12 @@ class AnyMultiplier(ABC):
     def predict(
         self, inputs_BxS: np.ndarray, batch_size: int = 512, num_steps: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Predicted tokens [B, T] and their probabilities [B, T], computed `batch_size` rows at a time."""
+        """Predicted tokens [B, T] and their probabilities [B, T], computed `batch_size` rows at a time.
+
+        Raises:
+            ValueError: under the schedule "product", if an answer may need more than the T = `num_steps` places asked
+                for (all S where None).
+        """
 
     def multiply(self, a: Sequence[int], b: Sequence[int], batch_size: int = 512) -> list[int | None]:
         """The products of a[i] and b[i] as the network writes them; None where it wrote no number.

@@ -19,6 +19,7 @@ from ttm_jax.multiplication import AUGMENTATIONS, MAX_DIGITS, SEQ_LEN, STAGES, M
 from ttm_jax.shipped import shipped
 
 DTypeName = Literal["float32", "bfloat16", "float64"]
+ScheduleName = Literal["digit", "product"]
 RematName = Literal["none", "dots", "deep_dots", "full"]  # the one that takes the least memory last
 
 
@@ -30,8 +31,10 @@ class ConfigError(ValueError):
 class ModelConfig:
     """The multiplier; see `TokenTuringMachine` for the fields of the machine.
 
-    `carry_head` adds logits of the carry out of each place, and their cross-entropy to the training loss. Under `remat`
-    "none" no step is recomputed. `kind` "transformer" is a baseline without a machine, see `DirectTransformer`.
+    `schedule` is what a machine step works out, a digit of the product or one product of two digits; see
+    `ttm_jax.schedule`. `carry_head` adds logits of the carry out of each place, and their cross-entropy to the training
+    loss; under the schedule "product" also that of the column's sum after every step. Under `remat` "none" no step is
+    recomputed. `kind` "transformer" is a baseline without a machine, see `DirectTransformer`.
     """
 
     kind: Literal["machine", "transformer"] = "machine"
@@ -48,6 +51,7 @@ class ModelConfig:
     dropout_rate: float = 0.1
     learned_memory: bool = True
     seq_len: int = SEQ_LEN
+    schedule: ScheduleName = "digit"
     carry_head: bool = False
     dtype: DTypeName = "float32"
     param_dtype: DTypeName = "float32"
@@ -59,6 +63,7 @@ class ModelConfig:
         _require(self, "dropout_rate", 0 <= self.dropout_rate < 1, "be in [0, 1)")
         _require(self, "seq_len", self.seq_len == SEQ_LEN, f"be {SEQ_LEN}: the position table's rows")
         _require(self, "width", self.width % 2 == 0, "be even")
+        _require(self, "schedule", self.kind == "machine" or self.schedule == "digit", "be digit without a machine")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ttm_jax.flops import Machine, forward_flops, head_cost
 from ttm_jax.input_shape import TRAIN_BATCH, check_input_shape
 from ttm_jax.multiplier import TTMModel, make_machine
 from ttm_jax.program import MEGABYTE, Program
+from ttm_jax.schedule import CARRY_HEAD_TARGETS, num_machine_steps
 from ttm_jax.state import create_state, train_step
 
 MEMORY_SOURCES = ("program", "device")
@@ -39,8 +40,9 @@ def measure_flops(model: TTMModel | Machine, input_shape: tuple[int, ...] | None
     if model.config.kind != "machine":
         raise ValueError(f"measure_flops counts machines, not the baseline of kind {model.config.kind!r}")
     B, S = shape
-    machine = forward_flops(make_machine(model.config), S, model.config.width, steps=S, batch=B)
-    return machine + 2 * B * S * head_cost(model.config)
+    steps = num_machine_steps(model.config.schedule, S)
+    machine = forward_flops(make_machine(model.config), S, model.config.width, steps=steps, batch=B)
+    return machine + 2 * B * steps * head_cost(model.config)
 
 
 def measure_memory(
@@ -92,7 +94,9 @@ def _training(model: Any, shape: tuple[int, ...]) -> tuple[Callable, Callable[[]
 
         def make_state_and_batch() -> tuple[Any, Any]:
             zeros = jnp.zeros(shape, jnp.int32)
-            return create_state(config), {"inputs": zeros, "targets": zeros, "carries": zeros}
+            asked = jnp.zeros((shape[0], num_machine_steps(config.model.schedule, shape[1])), jnp.int32)
+            batch = {"inputs": zeros, "targets": zeros, CARRY_HEAD_TARGETS[config.model.schedule]: asked}
+            return create_state(config), batch
 
         return train_step, make_state_and_batch
 

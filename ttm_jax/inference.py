@@ -12,6 +12,7 @@ from ttm_jax.answers import AnyMultiplier
 from ttm_jax.checkpoint import find_checkpoint, load_meta, load_params
 from ttm_jax.config import Config
 from ttm_jax.multiplier import TTMModel, make_model
+from ttm_jax.schedule import check_fit
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Multiplier(AnyMultiplier):
         self, inputs_BxS: np.ndarray, batch_size: int = 512, num_steps: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Predicted tokens [B, T] and their probabilities [B, T], computed `batch_size` rows at a time."""
+        check_fit(self.config.model.schedule, inputs_BxS, num_steps)
         rows = min(batch_size, 1 << (len(inputs_BxS) - 1).bit_length())  # few shapes, so few compilations
         padding = np.repeat(inputs_BxS[:1], -len(inputs_BxS) % rows, axis=0)
         padded = np.concatenate([inputs_BxS, padding]).reshape(-1, rows, inputs_BxS.shape[1])

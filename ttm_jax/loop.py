@@ -22,6 +22,7 @@ from ttm_jax.fallback import OutOfMemory, StepPlan
 from ttm_jax.multiplication import Batch, MultiplicationDataset
 from ttm_jax.progress import Progress
 from ttm_jax.run_folder import RunFolder
+from ttm_jax.schedule import training_arrays
 
 State = TypeVar("State")
 _Saved = TypeVar("_Saved", contravariant=True)
@@ -207,12 +208,7 @@ class TrainingLoop(ABC, Generic[State]):
         progress.seconds = time.perf_counter() - self._started
 
     def _dispatch(self, batch: Batch) -> Mapping[str, Any]:
-        num_steps = self.dataset.num_steps()
-        arrays = {
-            "inputs": batch.inputs,
-            "targets": batch.targets[:, :num_steps],
-            "carries": batch.carries[:, :num_steps],
-        }
+        arrays = training_arrays(batch, self.config.model, self.dataset.num_steps())
         return self._train_step(arrays, self.progress.plan)
 
     def _read_pending(self, display: Display) -> None:

@@ -1,5 +1,5 @@
 """The training loss: cross-entropy up to the first EOS, a tenth of a binary cross-entropy on where EOS is, and,
-for models with a carry head, half a cross-entropy of the carries."""
+for models with a carry head, half a cross-entropy of the carries, or of the running sums."""
 
 import jax
 import jax.numpy as jnp
@@ -73,3 +73,17 @@ def compute_carry_loss(
     """Cross-entropy of the carry out of each place, up to the first EOS of the targets."""
     mask_BxS = create_target_mask(targets_BxS)
     return compute_masked_ce_loss(carry_logits_BxSxC, carries_BxS, mask_BxS) / mask_BxS.sum()
+
+
+def compute_sum_loss(
+    logits_BxUxV: Float[Array, "B U V"],
+    carry_logits_BxUxC: Float[Array, "B U C"],
+    sums_BxU: Int[Array, "B U"],
+    targets_BxS: Int[Array, "B S"],
+) -> Float[Array, ""]:
+    """Cross-entropy of the sum after each step, its last digit and its tens, a target token; sums of -1 don't count."""
+    mask_BxU = (sums_BxU >= 0).astype(jnp.float32)
+    sums_BxU = jnp.maximum(sums_BxU, 0)
+    digits = compute_masked_ce_loss(logits_BxUxV, sums_BxU % 10, mask_BxU)
+    tens = compute_masked_ce_loss(carry_logits_BxUxC, sums_BxU // 10, mask_BxU)
+    return (digits + tens) / create_target_mask(targets_BxS).sum()

@@ -91,7 +91,8 @@ def encode_problems(
 
 def decode_problems(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The operands (a [B], b [B]) of input tokens [B, S] as `encode_problems` writes them."""
-    sign, end = (np.argmax(inputs == token, axis=1)[:, None] for token in (TIMES_TOKEN, EOS_TOKEN))
+    digits_a, digits_b = operand_lengths(inputs)
+    sign, end = digits_a[:, None], (digits_a + 1 + digits_b)[:, None]
     position = np.arange(inputs.shape[1])[None]
 
     def operand(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
@@ -100,6 +101,12 @@ def decode_problems(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return np.where(inside, inputs * _POWERS[place], 0).sum(axis=1)
 
     return operand(np.zeros_like(sign), sign), operand(sign + 1, end)
+
+
+def operand_lengths(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Digits of both operands ([B], [B]) of input tokens [B, S], zeros before the first included."""
+    sign, end = (np.argmax(inputs == token, axis=1) for token in (TIMES_TOKEN, EOS_TOKEN))
+    return sign, end - sign - 1
 
 
 def encode_answers(products: np.ndarray, seq_len: int = SEQ_LEN) -> np.ndarray:

@@ -1,7 +1,9 @@
-"""The multiplier: embedded problem -> Token Turing Machine -> head, one machine step a product digit.
+"""The multiplier: embedded problem -> Token Turing Machine -> head, one machine step a digit of the product.
 
 At step t the machine sees the whole problem plus an embedding of place t (units first), and its first output
-token gives the logits of that digit. The running sum and the carry have to live in memory.
+token gives the logits of that digit. The running sum and the carry have to live in memory. Under the schedule
+"product" (`ttm_jax.schedule`) a step is told two digits to multiply, and a place has as many steps as its column of
+schoolbook multiplication has products.
 """
 
 import jax
@@ -14,6 +16,7 @@ from ttm_jax.layers import at_least_float32
 from ttm_jax.machine import TokenTuringMachine
 from ttm_jax.multiplication import MAX_CARRY, MAX_DIGITS
 from ttm_jax.processing import TransformerBlock
+from ttm_jax.schedule import ANSWERED_AT, NO_DIGIT, PRODUCT_STEPS, num_machine_steps
 from ttm_jax.vocab import EOS_TOKEN, PAD_TOKEN, TIMES_TOKEN, VOCAB_SIZE
 
 NUM_DIGIT_LOGITS = 11  # tokens 0-10: the sign shares the digits' head, so that index is token
@@ -35,6 +38,27 @@ def create_position_indices(inputs_BxS: Int[Array, "B S"]) -> Int[Array, "B S"]:
     index = jnp.where(position < sign, sign - 1 - position, _SIGN_INDEX)
     index = jnp.where(position > sign, _SIGN_INDEX + end - position, index)
     return jnp.where(position >= end, _OTHER_INDEX, jnp.clip(index, 0, _OTHER_INDEX))
+
+
+def create_product_steps(inputs_BxS: Int[Array, "B S"]) -> Int[Array, "B U 3"]:
+    """What each step of each problem multiplies: its place, and the place values of the two digits."""
+    return jnp.asarray(PRODUCT_STEPS)[_length_indices(inputs_BxS)]
+
+
+def select_answers(
+    config: ModelConfig, inputs_BxS: Int[Array, "B S"], steps_BxUxV: Float[Array, "B U V"], num_places: int
+) -> Float[Array, "B T V"]:
+    """Of what the machine says at each step, what it says where it answers the first T places."""
+    if config.schedule == "digit":
+        return steps_BxUxV
+    answered_at_BxT = jnp.asarray(ANSWERED_AT)[_length_indices(inputs_BxS)][:, :num_places]
+    return jnp.take_along_axis(steps_BxUxV, answered_at_BxT[..., None], axis=1, mode="clip")
+
+
+def _length_indices(inputs_BxS: Int[Array, "B S"]) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
+    """Digits of both operands, less one, as indices into the tables of steps."""
+    sign, end = (jnp.argmax(inputs_BxS == token, axis=1) for token in (TIMES_TOKEN, EOS_TOKEN))
+    return jnp.clip(sign - 1, 0, MAX_DIGITS - 1), jnp.clip(end - sign - 2, 0, MAX_DIGITS - 1)
 
 
 def extract_eos_probs(logits_BxSxV: Float[Array, "B S V"]) -> Float[Array, "B S"]:
@@ -120,6 +144,9 @@ class TTMModel(nn.Module):
     def __call__(self, inputs_BxS: jax.Array, train: bool = False, num_steps: int | None = None) -> jax.Array:
         """Logits [B, T, 13] of the first T = `num_steps` output positions (all S where None).
 
+        Under the schedule "product" only problems whose answers, EOS included, fit the T positions are worked out to
+        their end.
+
         In training dropout is on and logits are as the head gives them; otherwise all positions after the
         first predicted EOS are EOS.
 
@@ -131,16 +158,18 @@ class TTMModel(nn.Module):
 
     def raw_logits(self, inputs_BxS: jax.Array, train: bool = False, num_steps: int | None = None) -> jax.Array:
         """As a call, with nothing masked."""
-        return self.heads(inputs_BxS, train, num_steps)[0]
+        logits_BxUxV, _ = self.heads(inputs_BxS, train, num_steps)
+        return select_answers(self.config, inputs_BxS, logits_BxUxV, num_steps or self.config.seq_len)
 
     @nn.compact
     def heads(
         self, inputs_BxS: jax.Array, train: bool = False, num_steps: int | None = None
     ) -> tuple[jax.Array, jax.Array | None]:
-        """The unmasked logits [B, T, 13], and those of the carry out of each place [B, T, 45].
+        """The unmasked logits of each machine step [B, U, 13], and those of what is carried out of it [B, U, 45].
 
-        The carry logits are None where the config has no `carry_head`. Nothing else is computed from them: the head
-        makes the carry readable in the output token, where training can ask for it.
+        U is T under the schedule "digit"; `select_answers` takes the steps that answer a place. The carry logits are
+        None where the config has no `carry_head`. Nothing else is computed from them: the head makes the carry readable
+        in the output token, where training can ask for it.
         """
         c = self.config
         num_steps = c.seq_len if num_steps is None else num_steps
@@ -158,21 +187,27 @@ class TTMModel(nn.Module):
         problem_BxSxD = table(VOCAB_SIZE, 1.0, "token_embed")(inputs_BxS) + table(c.seq_len, 0.5, "pos_embed")(
             create_position_indices(inputs_BxS)
         )
-        places_SxD = table(c.seq_len, 0.5, "place_embed")(jnp.arange(c.seq_len))
-        answer_BxTxD = self._answer(problem_BxSxD, places_SxD, num_steps, train)
-        logits_BxTxV = OutputHead(c, name="head")(answer_BxTxD)
+        embed_place = table(c.seq_len, 0.5, "place_embed")
+        if c.schedule == "product":
+            place_BxU, first_BxU, second_BxU = jnp.unstack(create_product_steps(inputs_BxS), axis=-1)
+            steps_BxUxD = embed_place(place_BxU) + table(NO_DIGIT + 1, 0.5, "first_digit_embed")(first_BxU)
+            steps_BxUxD += table(NO_DIGIT + 1, 0.5, "second_digit_embed")(second_BxU)
+        else:
+            steps_BxUxD = embed_place(jnp.arange(c.seq_len))[None]
+        answer_BxUxD = self._answer(problem_BxSxD, steps_BxUxD, num_machine_steps(c.schedule, num_steps), train)
+        logits_BxUxV = OutputHead(c, name="head")(answer_BxUxD)
         if not c.carry_head:
-            return logits_BxTxV, None
+            return logits_BxUxV, None
         carry_head = nn.Dense(MAX_CARRY + 1, dtype=dtype, param_dtype=param_dtype, name="carry_head")
-        return logits_BxTxV, at_least_float32(carry_head(answer_BxTxD))
+        return logits_BxUxV, at_least_float32(carry_head(answer_BxUxD))
 
-    def _answer(self, problem_BxSxD: jax.Array, places_SxD: jax.Array, num_steps: int, train: bool) -> jax.Array:
-        """The token [B, T, D] that holds the answer for each place: the first that the machine gives at its step."""
+    def _answer(self, problem_BxSxD: jax.Array, steps_BxUxD: jax.Array, num_steps: int, train: bool) -> jax.Array:
+        """The token [B, U, D] that holds the answer at each of the first U steps: the first that the machine gives."""
         # A product, since its gradient is one too: XLA's sum over the leading axis takes thirty times as long on a CPU.
-        problem_BxTxSxD = jnp.einsum("bsd,t->btsd", problem_BxSxD, jnp.ones(num_steps, problem_BxSxD.dtype))
-        tokens_BxTxSxD = problem_BxTxSxD + places_SxD[None, :num_steps, None]
-        outputs_BxTxRxD, _ = make_machine(self.config, name="machine")(tokens_BxTxSxD, train=train)
-        return outputs_BxTxRxD[:, :, 0]
+        problem_BxUxSxD = jnp.einsum("bsd,u->busd", problem_BxSxD, jnp.ones(num_steps, problem_BxSxD.dtype))
+        tokens_BxUxSxD = problem_BxUxSxD + steps_BxUxD[:, :num_steps, None]
+        outputs_BxUxRxD, _ = make_machine(self.config, name="machine")(tokens_BxUxSxD, train=train)
+        return outputs_BxUxRxD[:, :, 0]
 
 
 class DirectTransformer(TTMModel):
@@ -182,10 +217,10 @@ class DirectTransformer(TTMModel):
     uses width, blocks, heads, MLP width, dropout and dtypes.
     """
 
-    def _answer(self, problem_BxSxD: jax.Array, places_SxD: jax.Array, num_steps: int, train: bool) -> jax.Array:
+    def _answer(self, problem_BxSxD: jax.Array, steps_BxUxD: jax.Array, num_steps: int, train: bool) -> jax.Array:
         c = self.config
         dtypes = dict(dtype=jnp.dtype(c.dtype), param_dtype=jnp.dtype(c.param_dtype))
-        places_BxSxD = jnp.broadcast_to(places_SxD, problem_BxSxD.shape)
+        places_BxSxD = jnp.broadcast_to(steps_BxUxD, problem_BxSxD.shape)
         x = jnp.concatenate([problem_BxSxD, places_BxSxD], axis=1)
         for layer in range(c.num_layers):
             x = TransformerBlock(c.num_heads, c.mlp_dim, c.dropout_rate, **dtypes, name=f"block_{layer}")(x, train)

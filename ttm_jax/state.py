@@ -10,10 +10,11 @@ import optax
 from flax import struct
 
 from ttm_jax.config import Config, RematName
-from ttm_jax.losses import CARRY_LOSS_SCALE, compute_carry_loss, compute_total_loss
+from ttm_jax.losses import CARRY_LOSS_SCALE, compute_carry_loss, compute_sum_loss, compute_total_loss
 from ttm_jax.metrics import create_target_mask, exact_match, position_accuracy, sequence_accuracy
-from ttm_jax.multiplier import TTMModel, apply_eos_masking, detect_eos, make_model
+from ttm_jax.multiplier import TTMModel, apply_eos_masking, detect_eos, make_model, select_answers
 from ttm_jax.optimizer import learning_rate_schedule, make_optimizer
+from ttm_jax.schedule import CARRY_HEAD_TARGETS
 
 
 class TrainState(struct.PyTreeNode):
@@ -59,23 +60,33 @@ def loss_fn(
 ) -> tuple[jax.Array, jax.Array]:
     """Loss and logits [B, T, 13] of the first T output positions; dropout is on where a key is given.
 
-    Without "carries" in the batch the loss of a carry head is left out, which training refuses.
+    Without "carries", or "sums" under the schedule "product", in the batch the loss of a carry head is left out, which
+    training refuses.
     """
+    targets_BxT, T = batch["targets"], batch["targets"].shape[1]
     heads: Any = model.apply(
         {"params": params},
         batch["inputs"],
         train=key is not None,
-        num_steps=batch["targets"].shape[1],
+        num_steps=T,
         method="heads",
         rngs={"dropout": key} if key is not None else {},
     )
-    logits_BxTxV, carry_logits_BxTxC = heads
-    loss = compute_total_loss(logits_BxTxV, batch["targets"])
-    if carry_logits_BxTxC is not None and "carries" not in batch and key is not None:
-        raise ValueError('a carry head is trained on batches with "carries" [B, T], as `dataset.batch` gives')
-    if carry_logits_BxTxC is not None and "carries" in batch:
-        loss += CARRY_LOSS_SCALE * compute_carry_loss(carry_logits_BxTxC, batch["carries"], batch["targets"])
-    return loss, logits_BxTxV
+    logits_BxUxV, carry_logits_BxUxC = heads
+    logits_BxTxV = select_answers(model.config, batch["inputs"], logits_BxUxV, T)
+    loss = compute_total_loss(logits_BxTxV, targets_BxT)
+    if carry_logits_BxUxC is None:
+        return loss, logits_BxTxV
+    wanted = CARRY_HEAD_TARGETS[model.config.schedule]
+    if wanted not in batch:
+        if key is not None:
+            raise ValueError(f'a carry head is trained on batches with "{wanted}", as `training_arrays` gives')
+        return loss, logits_BxTxV
+    if wanted == "sums":
+        carry_loss = compute_sum_loss(logits_BxUxV, carry_logits_BxUxC, batch["sums"], targets_BxT)
+    else:
+        carry_loss = compute_carry_loss(carry_logits_BxUxC, batch["carries"], targets_BxT)
+    return loss + CARRY_LOSS_SCALE * carry_loss, logits_BxTxV
 
 
 @partial(jax.jit, donate_argnums=0, static_argnames=("micro_batches", "remat"))
@@ -84,7 +95,8 @@ def train_step(
 ) -> tuple[TrainState, dict[str, Any]]:
     """One optimiser step on `batch`: "inputs" [B, S], "targets" [B, T] and, for a carry head, "carries" [B, T].
 
-    T machine steps are run. Two options take less memory and, to rounding, change nothing else:
+    T machine steps are run. Under the schedule "product" a carry head has "sums" [B, U] in place of the carries, and U
+    steps are run: see `training_arrays`. Two options take less memory and, to rounding, change nothing else:
 
     Args:
         state: donated, so don't use it again.
@@ -98,7 +110,7 @@ def train_step(
     [B], True for each example answered right.
 
     Raises:
-        ValueError: if `micro_batches` doesn't divide B, or a carry head has no "carries".
+        ValueError: if `micro_batches` doesn't divide B, or a carry head has nothing to be trained on.
     """
     key = jax.random.fold_in(state.key, state.step)
     model = state.model

@@ -16,6 +16,7 @@ from ttm_torch.config import Config
 from ttm_torch.machine import SimpleTokenTuringMachine, TokenTuringMachine
 from ttm_torch.multiplier import TTMModel
 from ttm_torch.optimizer import make_optimizer
+from ttm_torch.schedule import CARRY_HEAD_TARGETS, num_machine_steps
 from ttm_torch.state import evaluation_mode, train_step
 
 Model = TTMModel | TokenTuringMachine | SimpleTokenTuringMachine
@@ -82,8 +83,10 @@ def _make_training(model: Model) -> Callable[[tuple[int, ...]], Any]:
         optimizer = make_optimizer(model, Config().optimizer)
 
         def step(shape: tuple[int, ...]) -> None:
-            zeros = _zeros(model, shape)
-            train_step(model, {"inputs": zeros, "targets": zeros, "carries": zeros}, optimizer)
+            zeros, schedule = _zeros(model, shape), model.config.schedule
+            asked = _zeros(model, (shape[0], num_machine_steps(schedule, shape[1])))
+            batch = {"inputs": zeros, "targets": zeros, CARRY_HEAD_TARGETS[schedule]: asked}
+            train_step(model, batch, optimizer)
 
         return step
 

@@ -10,6 +10,7 @@ from ttm_jax.answers import AnyMultiplier
 from ttm_torch.checkpoint import find_checkpoint, load_meta, load_model
 from ttm_torch.config import Config
 from ttm_torch.multiplier import TTMModel
+from ttm_torch.schedule import check_fit
 from ttm_torch.state import evaluation_mode
 
 
@@ -31,6 +32,7 @@ class Multiplier(AnyMultiplier):
         self, inputs_BxS: np.ndarray, batch_size: int = 512, num_steps: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         """Predicted tokens [B, T] and their probabilities [B, T], computed `batch_size` rows at a time."""
+        check_fit(self.config.model.schedule, inputs_BxS, num_steps)
         device = next(self.model.parameters()).device
         predictions, probabilities = [], []
         with evaluation_mode(self.model):

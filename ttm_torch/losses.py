@@ -1,5 +1,5 @@
 """The training loss: cross-entropy up to the first EOS, a tenth of a binary cross-entropy on where EOS is, and,
-for models with a carry head, half a cross-entropy of the carries."""
+for models with a carry head, half a cross-entropy of the carries, or of the running sums."""
 
 import torch
 from torch import Tensor
@@ -68,3 +68,12 @@ def compute_carry_loss(carry_logits_BxSxC: Tensor, carries_BxS: Tensor, targets_
     """Cross-entropy of the carry out of each place, up to the first EOS of the targets."""
     mask_BxS = create_target_mask(targets_BxS)
     return compute_masked_ce_loss(carry_logits_BxSxC, carries_BxS, mask_BxS) / mask_BxS.sum()
+
+
+def compute_sum_loss(logits_BxUxV: Tensor, carry_logits_BxUxC: Tensor, sums_BxU: Tensor, targets_BxS: Tensor) -> Tensor:
+    """Cross-entropy of the sum after each step, its last digit and its tens, a target token; sums of -1 don't count."""
+    mask_BxU = (sums_BxU >= 0).float()
+    sums_BxU = sums_BxU.clamp(min=0)
+    digits = compute_masked_ce_loss(logits_BxUxV, sums_BxU % 10, mask_BxU)
+    tens = compute_masked_ce_loss(carry_logits_BxUxC, sums_BxU // 10, mask_BxU)
+    return (digits + tens) / create_target_mask(targets_BxS).sum()

@@ -1,7 +1,9 @@
-"""The multiplier: embedded problem -> Token Turing Machine -> head, one machine step a product digit.
+"""The multiplier: embedded problem -> Token Turing Machine -> head, one machine step a digit of the product.
 
 At step t the machine sees the whole problem plus an embedding of place t (units first), and its first output
-token gives the logits of that digit. The running sum and the carry have to live in memory.
+token gives the logits of that digit. The running sum and the carry have to live in memory. Under the schedule
+"product" (`ttm_jax.schedule`) a step is told two digits to multiply, and a place has as many steps as its column of
+schoolbook multiplication has products.
 """
 
 import torch
@@ -12,6 +14,7 @@ from ttm_torch.initializers import lecun_normal, normal
 from ttm_torch.layers import Embedding, at_least_float32, gelu
 from ttm_torch.machine import TokenTuringMachine
 from ttm_torch.multiplication import MAX_CARRY, MAX_DIGITS
+from ttm_torch.schedule import ANSWERED_AT, NO_DIGIT, PRODUCT_STEPS, num_machine_steps
 from ttm_torch.script import script
 from ttm_torch.vocab import EOS_TOKEN, PAD_TOKEN, TIMES_TOKEN, VOCAB_SIZE
 
@@ -35,6 +38,27 @@ def create_position_indices(inputs_BxS: Tensor) -> Tensor:
     index = torch.where(position < sign, sign - 1 - position, _SIGN_INDEX)
     index = torch.where(position > sign, _SIGN_INDEX + end - position, index)
     return torch.where(position >= end, _OTHER_INDEX, index.clamp(0, _OTHER_INDEX))
+
+
+def create_product_steps(inputs_BxS: Tensor) -> Tensor:
+    """What each step of each problem multiplies [B, U, 3]: its place, and the place values of the two digits."""
+    return torch.as_tensor(PRODUCT_STEPS, device=inputs_BxS.device)[_length_indices(inputs_BxS)]
+
+
+def select_answers(config: ModelConfig, inputs_BxS: Tensor, steps_BxUxV: Tensor, num_places: int) -> Tensor:
+    """Of what the machine says at each step, what it says where it answers the first T places [B, T, V]."""
+    if config.schedule == "digit":
+        return steps_BxUxV
+    answered_at = torch.as_tensor(ANSWERED_AT, device=inputs_BxS.device)
+    answered_at_BxT = answered_at[_length_indices(inputs_BxS)][:, :num_places].long()
+    answered_at_BxT = answered_at_BxT.clamp(max=steps_BxUxV.shape[1] - 1)
+    return steps_BxUxV.take_along_dim(answered_at_BxT[..., None], dim=1)
+
+
+def _length_indices(inputs_BxS: Tensor) -> tuple[Tensor, Tensor]:
+    """Digits of both operands, less one, as indices into the tables of steps."""
+    sign, end = ((inputs_BxS == token).int().argmax(dim=1) for token in (TIMES_TOKEN, EOS_TOKEN))
+    return (sign - 1).clamp(0, MAX_DIGITS - 1), (end - sign - 2).clamp(0, MAX_DIGITS - 1)
 
 
 def extract_eos_probs(logits_BxSxV: Tensor) -> Tensor:
@@ -121,6 +145,9 @@ class TTMModel(nn.Module):
         self.token_embed = Embedding(VOCAB_SIZE, c.width, normal(1.0))
         self.pos_embed = Embedding(c.seq_len, c.width, normal(0.5))
         self.place_embed = Embedding(c.seq_len, c.width, normal(0.5))
+        if c.schedule == "product":
+            self.first_digit_embed = Embedding(NO_DIGIT + 1, c.width, normal(0.5))
+            self.second_digit_embed = Embedding(NO_DIGIT + 1, c.width, normal(0.5))
         self.machine = TokenTuringMachine(
             width=c.width,
             num_tokens=c.seq_len,
@@ -144,6 +171,9 @@ class TTMModel(nn.Module):
     def forward(self, inputs_BxS: Tensor, num_steps: int | None = None) -> Tensor:
         """Logits [B, T, 13] of the first T = `num_steps` output positions (all S where None).
 
+        Under the schedule "product" only problems whose answers, EOS included, fit the T positions are worked out to
+        their end.
+
         In training mode dropout is on and logits are as the head gives them; in evaluation mode all positions after
         the first predicted EOS are EOS.
 
@@ -155,12 +185,14 @@ class TTMModel(nn.Module):
 
     def raw_logits(self, inputs_BxS: Tensor, num_steps: int | None = None) -> Tensor:
         """As a call, with nothing masked."""
-        return self.heads(inputs_BxS, num_steps)[0]
+        logits_BxUxV, _ = self.heads(inputs_BxS, num_steps)
+        return select_answers(self.config, inputs_BxS, logits_BxUxV, num_steps or self.config.seq_len)
 
     def heads(self, inputs_BxS: Tensor, num_steps: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """The unmasked logits [B, T, 13], and those of the carry out of each place [B, T, 45].
+        """The unmasked logits of each machine step [B, U, 13], and those of what is carried out of it [B, U, 45].
 
-        The carry logits are None where the config has no `carry_head`.
+        U is T under the schedule "digit"; `select_answers` takes the steps that answer a place. The carry logits are
+        None where the config has no `carry_head`.
         """
         c = self.config
         num_steps = c.seq_len if num_steps is None else num_steps
@@ -171,12 +203,12 @@ class TTMModel(nn.Module):
 
         with torch.autocast(inputs_BxS.device.type, torch.bfloat16, enabled=c.dtype == "bfloat16"):
             problem_BxSxD = self._embed_inputs(inputs_BxS)
-            places_TxD = self.place_embed.weight[:num_steps]
-            outputs_BxTxRxD, _ = self.machine(problem_BxSxD[:, None] + places_TxD[None, :, None])
-            answer_BxTxD = outputs_BxTxRxD[:, :, 0]
-            logits_BxTxV = self._compute_output_head(answer_BxTxD)
-            carry_logits_BxTxC = at_least_float32(self.carry_head(answer_BxTxD)) if c.carry_head else None
-        return logits_BxTxV, carry_logits_BxTxC
+            steps_BxUxD = self._embed_steps(inputs_BxS)[:, : num_machine_steps(c.schedule, num_steps)]
+            outputs_BxUxRxD, _ = self.machine(problem_BxSxD[:, None] + steps_BxUxD[:, :, None])
+            answer_BxUxD = outputs_BxUxRxD[:, :, 0]
+            logits_BxUxV = self._compute_output_head(answer_BxUxD)
+            carry_logits_BxUxC = at_least_float32(self.carry_head(answer_BxUxD)) if c.carry_head else None
+        return logits_BxUxV, carry_logits_BxUxC
 
     # The parts of the model under the checklist's names.
 
@@ -211,8 +243,16 @@ class TTMModel(nn.Module):
         return create_position_indices(inputs_BxS)
 
     def _embed_inputs(self, inputs_BxS: Tensor) -> Tensor:
-        """The embedded problem [B, S, D]; each step adds the embedding of its place."""
+        """The embedded problem [B, S, D]; each step adds the embedding of what it works out."""
         return self.token_embed(inputs_BxS) + self.pos_embed(self._create_position_indices(inputs_BxS))
+
+    def _embed_steps(self, inputs_BxS: Tensor) -> Tensor:
+        """The embedding of what each step works out, [1, S, D], or [B, U, D] under the schedule "product"."""
+        if self.config.schedule == "digit":
+            return self.place_embed.weight[None]
+        place_BxU, first_BxU, second_BxU = create_product_steps(inputs_BxS).unbind(dim=-1)
+        digits_BxUxD = self.first_digit_embed(first_BxU) + self.second_digit_embed(second_BxU)
+        return self.place_embed(place_BxU) + digits_BxUxD
 
     def _read(self, memory_BxMxD: Tensor, tokens_BxSxD: Tensor) -> Tensor:
         return self.machine.get_submodule("step.read")(memory_BxMxD, tokens_BxSxD)

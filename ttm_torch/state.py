@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from ttm_torch.config import Config
-from ttm_torch.losses import CARRY_LOSS_SCALE, compute_carry_loss, compute_total_loss
+from ttm_torch.losses import CARRY_LOSS_SCALE, compute_carry_loss, compute_sum_loss, compute_total_loss
 from ttm_torch.metrics import create_target_mask, exact_match, position_accuracy, sequence_accuracy
-from ttm_torch.multiplier import TTMModel, apply_eos_masking, detect_eos
+from ttm_torch.multiplier import TTMModel, apply_eos_masking, detect_eos, select_answers
 from ttm_torch.optimizer import Scheduler, make_optimizer, make_scheduler
-
-_NAMES = ("inputs", "targets", "carries")
+from ttm_torch.schedule import CARRY_HEAD_TARGETS
 
 
 @dataclass
@@ -55,15 +54,25 @@ def random_seed(config: Config, step: int = -1) -> int:
 def loss_fn(model: TTMModel, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Loss and logits [B, T, 13] of the first T output positions; dropout is on in training mode.
 
-    Without "carries" in the batch the loss of a carry head is left out, which training refuses.
+    Without "carries", or "sums" under the schedule "product", in the batch the loss of a carry head is left out, which
+    training refuses.
     """
-    logits_BxTxV, carry_logits_BxTxC = model.heads(batch["inputs"], batch["targets"].shape[1])
-    loss = compute_total_loss(logits_BxTxV, batch["targets"])
-    if carry_logits_BxTxC is not None and "carries" not in batch and model.training:
-        raise ValueError('a carry head is trained on batches with "carries" [B, T], as `dataset.batch` gives')
-    if carry_logits_BxTxC is not None and "carries" in batch:
-        loss = loss + CARRY_LOSS_SCALE * compute_carry_loss(carry_logits_BxTxC, batch["carries"], batch["targets"])
-    return loss, logits_BxTxV
+    targets_BxT, T = batch["targets"], batch["targets"].shape[1]
+    logits_BxUxV, carry_logits_BxUxC = model.heads(batch["inputs"], T)
+    logits_BxTxV = select_answers(model.config, batch["inputs"], logits_BxUxV, T)
+    loss = compute_total_loss(logits_BxTxV, targets_BxT)
+    if carry_logits_BxUxC is None:
+        return loss, logits_BxTxV
+    wanted = CARRY_HEAD_TARGETS[model.config.schedule]
+    if wanted not in batch:
+        if model.training:
+            raise ValueError(f'a carry head is trained on batches with "{wanted}", as `training_arrays` gives')
+        return loss, logits_BxTxV
+    if wanted == "sums":
+        carry_loss = compute_sum_loss(logits_BxUxV, carry_logits_BxUxC, batch["sums"], targets_BxT)
+    else:
+        carry_loss = compute_carry_loss(carry_logits_BxUxC, batch["carries"], targets_BxT)
+    return loss + CARRY_LOSS_SCALE * carry_loss, logits_BxTxV
 
 
 def train_step(
@@ -77,8 +86,8 @@ def train_step(
 
     Args:
         model: put in training mode.
-        batch: tensors or arrays "inputs" [B, S], "targets" [B, T] and, for a carry head, "carries" [B, T], as a
-            mapping or in that order. T machine steps are run.
+        batch: tensors or arrays "inputs" [B, S], "targets" [B, T] and, for a carry head, "carries" [B, T], or "sums"
+            [B, U] under the schedule "product", as a mapping or in that order. So many machine steps are run.
         optimizer: of the model's parameters.
         scheduler: sets the rate of the next step.
         max_grad_norm: gradients are scaled down to this norm; None: left as they are.
@@ -99,7 +108,7 @@ def train_step_with_metrics(
     Gradients are computed of so many equal parts of the batch, one after the other, and added up.
 
     Raises:
-        ValueError: if `micro_batches` doesn't divide B, or a carry head has no "carries".
+        ValueError: if `micro_batches` doesn't divide B, or a carry head has nothing to be trained on.
     """
     model.train()
     batch = _tensors(model, batch)
@@ -175,7 +184,8 @@ def eval_step(model: TTMModel, batch: Any) -> dict[str, Tensor]:
     }
 
 
-def _tensors(model: nn.Module, batch: Any) -> dict[str, Tensor]:
-    named = batch if isinstance(batch, Mapping) else dict(zip(_NAMES, batch, strict=False))
+def _tensors(model: TTMModel, batch: Any) -> dict[str, Tensor]:
+    names = ("inputs", "targets", CARRY_HEAD_TARGETS[model.config.schedule])
+    named = batch if isinstance(batch, Mapping) else dict(zip(names, batch, strict=False))
     device = next(model.parameters()).device
-    return {name: torch.as_tensor(named[name], device=device) for name in _NAMES if name in named}
+    return {name: torch.as_tensor(named[name], device=device) for name in names if name in named}

@@ -14,6 +14,7 @@ from ttm_jax.hardware import free_memory
 from ttm_jax.multiplication import MultiplicationDataset
 from ttm_jax.multiplier import TTMModel
 from ttm_jax.program import Program
+from ttm_jax.schedule import num_machine_steps, training_arrays
 from ttm_jax.state import TrainState, create_state
 
 # A backward pass costs two forward passes. What is recomputed, and what the optimiser does, is not counted.
@@ -45,7 +46,7 @@ def training_batch(config: Config, batch_size: int) -> dict[str, np.ndarray]:
         batch_size, config.model.seq_len, 0, data.stages, curriculum.last_stage, data.max_digits, data.augment
     )
     batch, T = dataset.batch(0, 0), dataset.num_steps()
-    return {"inputs": batch.inputs, "targets": batch.targets[:, :T], "carries": batch.carries[:, :T]}
+    return training_arrays(batch, config.model, T)
 
 
 def training_arguments(config: Config, batch_size: int) -> tuple[TrainState, dict[str, np.ndarray]]:
@@ -54,9 +55,10 @@ def training_arguments(config: Config, batch_size: int) -> tuple[TrainState, dic
 
 
 def training_flops(config: Config, batch_size: int, num_steps: int) -> int:
-    """Floating-point operations of a training step of T machine steps."""
+    """Floating-point operations of a training step on answers of so many places."""
     S = config.model.seq_len
-    return TRAINING_PASSES * measure_flops(TTMModel(config.model), (batch_size, S)) * num_steps // S
+    steps, most = (num_machine_steps(config.model.schedule, places) for places in (num_steps, S))
+    return TRAINING_PASSES * measure_flops(TTMModel(config.model), (batch_size, S)) * steps // most
 
 
 def too_large(program: Program, device: jax.Device) -> str | None:
