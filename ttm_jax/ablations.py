@@ -20,7 +20,7 @@ from typing import Any
 
 from ttm_jax.cli import Parser, fail, positive_int
 from ttm_jax.compare import summarize_run
-from ttm_jax.config import Config, ConfigError, config_to_dict, find_config, load_config
+from ttm_jax.config import Config, ConfigError, config_from_dict, config_to_dict, find_config, load_config
 from ttm_jax.display import clock
 from ttm_jax.markdown import markdown_table
 from ttm_jax.multiplication import MultiplicationDataset
@@ -122,7 +122,7 @@ class Results:
     def __init__(self, folder: Path):
         self.folder = folder
         self.path = folder / "ablations.json"
-        self.budget = config_to_dict(load_config(find_config(CONFIG)))
+        self.budget = load_config(find_config(CONFIG))
         self.runs: dict[Run, dict[str, Any]] = {}
 
     def load(self) -> None:
@@ -139,7 +139,7 @@ class Results:
             budget, runs = values["budget"], {Run(run["name"], run["seed"]): run for run in values["runs"]}
         except (ValueError, KeyError, TypeError):
             raise ConfigError(f"{self.path}: damaged, or not a result of this command; move it away") from None
-        if budget != self.budget:
+        if not _is_config(budget, self.budget):
             raise ConfigError(f"{self.path}: made with another configs/{CONFIG}.toml; move it away to begin anew")
         self.runs = runs
 
@@ -151,7 +151,10 @@ class Results:
         """Writes the file; a reader never sees half of it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
-        values = {"budget": self.budget, "runs": [self.runs[run] for run in sorted(self.runs, key=_order)]}
+        values = {
+            "budget": config_to_dict(self.budget),
+            "runs": [self.runs[run] for run in sorted(self.runs, key=_order)],
+        }
         temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
         temporary.replace(self.path)
 
@@ -159,6 +162,14 @@ class Results:
         """The runs of each row, in order."""
         found = {name: [self.runs[run] for run in sorted(self.runs, key=_order) if run.name == name] for name in ROWS}
         return {name: runs for name, runs in found.items() if runs}
+
+
+def _is_config(values: Any, config: Config) -> bool:
+    """Whether plain values are this config; keys that they lack, as newer ones, count by their defaults."""
+    try:
+        return config_from_dict(values) == config
+    except ConfigError:
+        return False
 
 
 def _order(run: Run) -> tuple[int, int]:

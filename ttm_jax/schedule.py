@@ -51,6 +51,14 @@ def num_machine_steps(schedule: ScheduleName, num_places: int) -> int:
     return 1 + max(int(ANSWERED_AT[n, m, num_places - 1]) for n, m in fitting)
 
 
+def steps_of_places(schedule: ScheduleName, digits_a: int, digits_b: int) -> list[slice]:
+    """The machine steps of each place of a problem with operands of so many digits."""
+    if schedule == "digit":
+        return [slice(place, place + 1) for place in range(SEQ_LEN)]
+    last = ANSWERED_AT[digits_a - 1, digits_b - 1]
+    return [slice(first, end + 1) for first, end in zip([0, *(last[:-1] + 1)], last, strict=True)]
+
+
 def check_fit(schedule: ScheduleName, inputs_BxS: np.ndarray, num_places: int | None) -> None:
     """Raises ValueError where, under "product", a problem's answer and EOS may need more than `num_places` places."""
     if schedule == "digit" or num_places is None or not len(inputs_BxS):

@@ -260,6 +260,12 @@ CASES = (
         lambda: torch_losses.compute_carry_loss,
         (_CARRY_LOGITS, _BATCH.carries, _TARGETS),
     ),
+    LayerCase(
+        "layers/compute_sum_loss",
+        lambda _: jax_losses.compute_sum_loss,
+        lambda: torch_losses.compute_sum_loss,
+        (_LOGITS, _CARRY_LOGITS, np.where(_MASK > 0, 10 * _BATCH.carries + 7, -1), _TARGETS),
+    ),
     ExactCase(
         "layers/eos_masking",
         {"inputs": _BATCH.inputs, "targets": _TARGETS, "logits": 3 * _LOGITS.astype(np.float32)},

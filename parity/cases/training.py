@@ -21,6 +21,7 @@ from parity.fast_jit import fast_jit
 from parity.twins import as_arrays, draw, gradients_of, load_weights, random_params, to_numpy
 from parity.weights import to_jax, twin_of
 from ttm_jax.config import Config, ModelConfig, OptimizerConfig
+from ttm_jax.schedule import training_arrays
 from ttm_jax.state import TrainState
 from ttm_jax.state import loss_fn as jax_loss_fn
 from ttm_torch.state import loss_fn as torch_loss_fn
@@ -44,13 +45,13 @@ SMALL = ModelConfig(
     param_dtype="float64",
     remat="none",
 )
+PRODUCTS = dataclasses.replace(SMALL, schedule="product")
 _DATA = ttm_jax.MultiplicationDataset(batch_size=4, start_stage=2)
 _PAD = ttm_jax.PAD_TOKEN
 
 
-def multiplier_batch(step: int) -> Arrays:
-    drawn, length = _DATA.batch(seed=3, step=step), _DATA.num_steps()
-    return {"inputs": drawn.inputs, "targets": drawn.targets[:, :length], "carries": drawn.carries[:, :length]}
+def multiplier_batch(step: int, config: ModelConfig = SMALL) -> Arrays:
+    return training_arrays(_DATA.batch(seed=3, step=step), config, _DATA.num_steps())
 
 
 def multiplier_params(model: ttm_jax.TTMModel, dtype: Any) -> dict[str, Any]:
@@ -86,7 +87,8 @@ def multiplier_task(config: ModelConfig) -> Task:
         return loss, {"logits": split_padding(logits)[0]}
 
     params = multiplier_params(model, np.float64)
-    return Task(params, partial(ttm_torch.TTMModel, config), multiplier_batch, jax_loss, torch_loss)
+    batch = partial(multiplier_batch, config=config)
+    return Task(params, partial(ttm_torch.TTMModel, config), batch, jax_loss, torch_loss)
 
 
 def machine_task(machine: Any) -> Task:
@@ -254,6 +256,7 @@ def _machine_case(machine: Any) -> TrainingCase:
 # The multiplier in all modes that it has, the machine in those that it has not.
 CASES = (
     *(_mode_case(*mode) for mode in machines.MODES),
+    TrainingCase("training/schedule-product", partial(multiplier_task, PRODUCTS)),
     *(_machine_case(machine) for machine in machines.MACHINES[len(machines.MODES) :]),
     *(OptimizerCase(f"optimizer/{config.name}", config) for config in OPTIMIZERS),
     OptimizerCase("optimizer/default", OptimizerConfig(), jax.jit),  # optimised, as users run it

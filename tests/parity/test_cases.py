@@ -27,6 +27,7 @@ FAST_TRAININGS = {
         "pooling-none-mixer",
         "mlp-erase_add-mlp-scenic",
         "simple-mixer",
+        "schedule-product",
     )
 }
 

@@ -8,6 +8,7 @@ import pytest
 import ttm_jax
 import ttm_torch
 from parity.weights import twin_of
+from ttm_jax.config import find_config
 from ttm_jax.memory import READS, WRITES
 from ttm_jax.processing import PROCESSING_UNITS
 
@@ -31,13 +32,10 @@ def test_a_machine_is_counted_as_jax_has_it_in_closed_form(machine):
     assert ttm_torch.measure_flops(twin_of(machine, width=16, num_tokens=5), shape) == expected > 0
 
 
-@pytest.mark.parametrize("config", ["default", "quick", "without carries"])
+@pytest.mark.parametrize("config", ["default", "quick", "five_digits", "without carries"])
 def test_the_multiplier_is_counted_as_jax_has_it_in_closed_form(config):
-    model = (
-        ttm_torch.ModelConfig()
-        if config == "default"
-        else ttm_jax.load_config(ttm_jax.config.find_config("quick")).model
-    )
+    name = config if config == "five_digits" else "quick"
+    model = ttm_torch.ModelConfig() if config == "default" else ttm_jax.load_config(find_config(name)).model
     model = dataclasses.replace(model, carry_head=False) if config == "without carries" else model
     expected = ttm_jax.measure_flops(ttm_jax.TTMModel(model))
     assert ttm_torch.measure_flops(ttm_torch.TTMModel(model)) == expected > 0

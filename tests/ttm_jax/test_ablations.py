@@ -120,6 +120,17 @@ def test_other_results_are_not_mixed_in(folders, tmp_path, trained, capsys, text
     assert path.read_text() == text
 
 
+def test_results_from_before_a_key_of_the_config_go_on(folders, tmp_path, trained):
+    assert main(["--only", REFERENCE, "--seeds", "1", *folders]) == 0
+    path = tmp_path / "results/ablations.json"
+    values = json.loads(path.read_text())
+    del values["budget"]["model"]["schedule"]
+    path.write_text(json.dumps(values))
+    assert main(["--only", REFERENCE, "--seeds", "1", *folders]) == 0
+    assert len(trained) == 1
+    assert json.loads(path.read_text())["budget"]["model"]["schedule"] == "digit"
+
+
 def test_jobs_share_the_cores(folders, trained, monkeypatch):
     if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2:
         pytest.skip("one core, or none that can be asked for")

@@ -12,6 +12,7 @@ from ttm_jax.losses import (
     compute_eos_bce,
     compute_masked_ce_loss,
     compute_normalized_ce_loss,
+    compute_sum_loss,
     compute_total_loss,
     create_eos_target,
     create_target_mask,
@@ -132,3 +133,16 @@ def test_carry_loss(normal):
     each = -np.take_along_axis(log_probs, carries[..., None], -1)[..., 0]
     loss = compute_carry_loss(logits, jnp.asarray(carries), jnp.asarray(TARGETS))
     np.testing.assert_allclose(loss, (each * MASK).sum() / 10, rtol=1e-6)
+
+
+def test_sum_loss(normal):
+    """Of the last digit and of the tens of each sum that is not -1, a target token."""
+    logits, tens_logits = normal(1, 3, 4, 13), normal(2, 3, 4, 45)
+    sums = np.array([[12, 441, -1, -1], [0, 7, 10, 99], [5, -1, -1, -1]])
+    total = 0.0
+    for b, u in zip(*np.nonzero(sums >= 0), strict=True):
+        total -= (
+            jax.nn.log_softmax(logits[b, u])[sums[b, u] % 10] + jax.nn.log_softmax(tens_logits[b, u])[sums[b, u] // 10]
+        )
+    loss = compute_sum_loss(logits, tens_logits, jnp.asarray(sums), jnp.asarray(TARGETS))
+    np.testing.assert_allclose(loss, total / 10, rtol=1e-6)

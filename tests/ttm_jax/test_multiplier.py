@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ttm_jax.config import ModelConfig
+from ttm_jax.config import ConfigError, ModelConfig
 from ttm_jax.multiplication import MAX_CARRY, encode_problems
 from ttm_jax.multiplier import (
     PAD_LOGIT,
@@ -22,6 +22,7 @@ from ttm_jax.multiplier import (
     extract_eos_probs,
     make_model,
 )
+from ttm_jax.schedule import PRODUCT_STEPS, num_machine_steps
 from ttm_jax.vocab import EOS_TOKEN, PAD_TOKEN, VOCAB_SIZE
 
 pytestmark = pytest.mark.usefixtures("nans_are_errors")
@@ -247,3 +248,57 @@ def test_the_baseline_tells_places_and_problems_apart(baseline):
     first, second = logits_BxTxV[0], logits_BxTxV[3]
     assert np.abs(first - second).max(axis=-1).min() > 1e-3
     assert np.abs(first[0] - first[1:]).max(axis=-1).min() > 1e-3
+
+
+# The schedule "product": a machine step for each product of two digits.
+PRODUCTS = TTMModel(dataclasses.replace(MODEL.config, schedule="product", carry_head=True))
+
+
+@pytest.fixture(scope="module")
+def product_variables(random_params):
+    return {"params": random_params(PRODUCTS, INPUTS)}
+
+
+@pytest.fixture(scope="module")
+def apply_products():
+    return jax.jit(PRODUCTS.apply, static_argnames=("num_steps", "method"))
+
+
+def test_shapes_of_the_schedule_product(product_variables, apply_products):
+    logits, carry_logits = apply_products(product_variables, INPUTS, num_steps=9, method="heads")
+    assert (logits.shape, carry_logits.shape) == ((4, 18, VOCAB_SIZE), (4, 18, MAX_CARRY + 1))
+    assert apply_products(product_variables, INPUTS, num_steps=9).shape == (4, 9, VOCAB_SIZE)
+    assert apply_products(product_variables, INPUTS).shape == (4, 12, VOCAB_SIZE)
+
+
+def test_a_problem_is_answered_the_same_however_many_places_are_asked_for(product_variables, apply_products):
+    """Of 12 x 3, of which four are enough, and beside longer problems or alone."""
+    whole = apply_products(product_variables, INPUTS, method="raw_logits")
+    part = apply_products(product_variables, INPUTS[:1], num_steps=4, method="raw_logits")
+    np.testing.assert_allclose(part[0], whole[0, :4], atol=1e-5)
+
+
+def test_a_place_is_answered_at_its_last_product(product_variables, apply_products):
+    """12 x 3: products at steps 0 and 1, then the leading place and EOS; 7 x 4321 has four."""
+    steps, _ = apply_products(product_variables, INPUTS, method="heads")
+    answers = apply_products(product_variables, INPUTS, method="raw_logits")
+    np.testing.assert_array_equal(answers[0, :4], steps[0, :4])
+    np.testing.assert_array_equal(answers[3, :6], steps[3, :6])
+    np.testing.assert_array_equal(answers[2, :5], steps[2, [0, 2, 5, 9, 14]])
+    assert steps.shape[1] == num_machine_steps("product", 12) == 28
+
+
+def test_a_step_knows_the_digits_that_it_multiplies(product_variables, apply_products):
+    """The embedding of the first operand's second digit is used where that digit is multiplied, and not before."""
+    changed = jax.tree.map(np.array, product_variables)
+    changed["params"]["first_digit_embed"]["embedding"][1, ::2] += 1
+    before, after = (apply_products(v, INPUTS, method="heads")[0] for v in (product_variables, changed))
+    np.testing.assert_array_equal(before[2, :2], after[2, :2])  # 0·0, 0·1
+    multiplied = PRODUCT_STEPS[4, 4, :, 1] == 1  # of 99999 x 99999
+    assert (jnp.abs(before[2] - after[2]).max(axis=-1)[multiplied] > 1e-2).all()
+    np.testing.assert_array_equal(before[3], after[3])  # 7 has no second digit
+
+
+def test_only_a_machine_has_steps():
+    with pytest.raises(ConfigError, match="model.schedule must be digit without a machine, got 'product'"):
+        ModelConfig(kind="transformer", schedule="product")

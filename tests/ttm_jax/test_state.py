@@ -4,9 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from ttm_jax.losses import compute_carry_loss, compute_total_loss
+from ttm_jax.config import override
+from ttm_jax.losses import compute_carry_loss, compute_sum_loss, compute_total_loss
 from ttm_jax.metrics import position_accuracy, sequence_accuracy
 from ttm_jax.multiplication import MultiplicationDataset
+from ttm_jax.multiplier import select_answers
+from ttm_jax.schedule import training_arrays
 from ttm_jax.state import create_state, eval_step, train_step
 from ttm_jax.vocab import EOS_TOKEN
 
@@ -102,6 +105,48 @@ def test_the_loss_is_of_answer_and_carries(tiny_config, batch):
     answer = compute_total_loss(logits, targets)
     carries = compute_carry_loss(carry_logits, jax.numpy.asarray(batch["carries"]), targets)
     assert eval_step(state.model, state.params, batch)["loss"] == pytest.approx(float(answer + 0.5 * carries), rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def products(tiny_config):
+    """The tiny config with a machine step for each product of two digits, and a batch of it."""
+    config = override(tiny_config, {"model.schedule": "product"})
+    batch = MultiplicationDataset(8, start_stage=2).batch(0, 0)
+    return config, training_arrays(batch, config.model, 5)
+
+
+def test_the_loss_is_of_answer_and_running_sums(products):
+    config, batch = products
+    state = create_state(config)
+    apply = jax.jit(lambda p: state.model.apply({"params": p}, batch["inputs"], num_steps=5, method="heads"))
+    logits, carry_logits = apply(state.params)
+    assert logits.shape[1] == batch["sums"].shape[1] == 6
+    targets = jax.numpy.asarray(batch["targets"])
+    answer = compute_total_loss(select_answers(config.model, batch["inputs"], logits, 5), targets)
+    sums = compute_sum_loss(logits, carry_logits, jax.numpy.asarray(batch["sums"]), targets)
+    result = eval_step(state.model, state.params, batch)
+    assert result["loss"] == pytest.approx(float(answer + 0.5 * sums), rel=1e-5)
+    assert result["predictions"].shape == (8, 5)
+
+
+def test_running_sums_are_not_trained_on_carries(products):
+    config, batch = products
+    state = create_state(config)
+    without = {**batch, "carries": batch["sums"]}
+    del without["sums"]
+    assert np.isfinite(eval_step(state.model, state.params, without)["loss"])
+    with pytest.raises(ValueError, match='trained on batches with "sums"'):
+        train_step(state, without)
+
+
+def test_micro_batches_of_running_sums_are_the_large_batch(products):
+    """Though their problems have different numbers of steps and of digits."""
+    config, batch = products
+    config = override(config, {"model.dropout_rate": "0.0"})
+    results = [train_step(create_state(config), batch, micro_batches=count) for count in (1, 4)]
+    (_, whole), (_, parts) = results
+    for name in ("loss", "grad_norm"):
+        assert parts[name] == pytest.approx(float(whole[name]), rel=1e-5)
 
 
 def test_an_evaluation_masks_what_follows_eos(tiny_config, batch):

@@ -18,6 +18,7 @@ from ttm_jax.cli import this_python
 from ttm_jax.run_folder import RunFolder
 from ttm_torch.checkpoint import BEST, LATEST, find_checkpoint, load_meta, saved_steps
 from ttm_torch.config import ConfigError, config_to_toml, load_config, override
+from ttm_torch.schedule import training_arrays
 from ttm_torch.state import create_state, loss_fn, random_seed, train_step_with_metrics
 from ttm_torch.train import NonFiniteLoss, Trainer, main, make_parser, resolve
 
@@ -192,6 +193,18 @@ def test_a_carry_head_is_evaluated_without_carries_and_not_trained_without(train
     assert ttm_torch.eval_step(model, batch)["loss"].isfinite()
     with pytest.raises(ValueError, match='trained on batches with "carries"'):
         ttm_torch.train_step(model, batch, trainer.state.optimizer)
+
+
+def test_running_sums_are_not_trained_on_carries(trainer):
+    config = override(trainer.config, {"model.schedule": "product"})
+    state, batch = create_state(config), ttm_torch.MultiplicationDataset(4).batch(0, 0)
+    arrays = {"inputs": batch.inputs, "targets": batch.targets, "carries": batch.carries}
+    assert ttm_torch.eval_step(state.model, arrays)["loss"].isfinite()
+    with pytest.raises(ValueError, match='trained on batches with "sums"'):
+        ttm_torch.train_step(state.model, arrays, state.optimizer)
+    arrays = training_arrays(batch, config.model, 3)
+    with_names, in_order = (ttm_torch.eval_step(state.model, x) for x in (arrays, tuple(arrays.values())))
+    assert with_names["loss"] == in_order["loss"]
 
 
 @pytest.mark.parametrize("max_grad_norm", [1e-3, None])

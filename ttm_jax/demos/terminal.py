@@ -75,7 +75,7 @@ def _where_it_looked(trace: Trace) -> Iterable[RenderableType]:
     if trace.origin_TxU is None:
         columns.append(" memory")
     else:
-        memory = trace.origin_TxU[:, :-1]  # nothing is read after the last step
+        memory = trace.origin_TxU[:, :-1]  # nothing that the last step wrote is read after it
         columns += [" start", *map(str, range(1, memory.shape[1]))]
     shares = np.concatenate([trace.read_operands_TxN, trace.read_filler_T[:, None], memory], axis=1)
     table = _table("", *(name.rjust(3) for name in columns), padding=0)  # 5 x 5 digits fit 80 columns

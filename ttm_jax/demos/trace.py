@@ -2,12 +2,16 @@
 
 A summary is a weighted mean of tokens (of projected ones under "query"), so its weights say what it is made of.
 Followed from step to step, those of the writes say how much of each memory token was written at which step.
+
+A step here is a place of the product. Under the schedule "product" it is as many machine steps, taken together: the
+mean of what they read, and what their writes come to one after the other.
 """
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +21,8 @@ import numpy as np
 from ttm_jax.demos.problem import was_trained
 from ttm_jax.inference import Multiplier
 from ttm_jax.multiplication import encode_answers, encode_problems, schoolbook_carries
-from ttm_jax.multiplier import TTMModel
+from ttm_jax.multiplier import TTMModel, select_answers
+from ttm_jax.schedule import steps_of_places
 from ttm_jax.summarize import pooling_summarize
 from ttm_jax.vocab import DIGIT_TOKENS, EOS_TOKEN, tokens_to_answer
 
@@ -42,7 +47,7 @@ class Trace:
         kept_TxM: of each memory token that a step wrote, the share that comes from memory; the rest is new, from
             that step's output and input. None under "erase_add", whose memory is no mean of tokens.
         origin_TxU: of what a step read: the share that was in memory from the start (u = 0) or was written at step
-            u (counted from 1; U = T + 1). None where `kept_TxM` is.
+            u (counted from 1; U = T + 1); at its own too, where it is several machine steps. None where `kept_TxM` is.
     """
 
     a: int
@@ -158,13 +163,16 @@ def trace(multiplier: Multiplier, a: int, b: int) -> Trace:
     ended = tokens_1xS[0] == EOS_TOKEN
     T = int(ended.argmax()) + 1 if ended.any() else len(ended)
     inside = jax.device_get(_look_inside(multiplier.model, multiplier.variables, inputs_1xS))
-    inside = jax.tree.map(lambda values_1xS: values_1xS[0, :T], inside)
+    inside = jax.tree.map(lambda values: values[0], inside)
     M = multiplier.config.model.memory_size
-    read_TxX = inside.read.mean(axis=1)
+    places = steps_of_places(multiplier.config.model.schedule, len(str(a)), len(str(b)))[:T]
+    read_NxX = inside.read.mean(axis=1)  # of all N machine steps
+    read_TxX = np.stack([read_NxX[steps].mean(axis=0) for steps in places])
     kept = origin = None
     if inside.write is not None:
-        kept_TxMxM = inside.write[:, :, :M]
-        kept, origin = kept_TxMxM.sum(axis=2), _origins(read_TxX[:, :M], kept_TxMxM)
+        kept_NxMxM = inside.write[:, :, :M]
+        kept = np.stack([_in_turn(kept_NxMxM[steps]).sum(axis=1) for steps in places])
+        origin = _by_place(_origins(read_NxX[:, :M], kept_NxMxM), places)
     return Trace(
         a,
         b,
@@ -173,9 +181,9 @@ def trace(multiplier: Multiplier, a: int, b: int) -> Trace:
         tokens_1xS[0, :T],
         probabilities_1xS[0, :T],
         encode_answers(np.array([a * b]))[0, :T],
-        inside.wiped.argmax(axis=-1),
-        inside.wiped.max(axis=-1),
-        inside.carries,
+        inside.wiped[:T].argmax(axis=-1),
+        inside.wiped[:T].max(axis=-1),
+        None if inside.carries is None else inside.carries[:T],
         schoolbook_carries(np.array([a]), np.array([b]))[0, :T],
         read_TxX[:, :M],
         read_TxX[:, M:],
@@ -195,10 +203,10 @@ def symbol(token: int) -> str:
 
 
 class _Inside(NamedTuple):
-    """Of all S steps: probabilities of carries [B, S, C], and of tokens with the memory wiped [B, S, V]; weights.
+    """Of all S places: probabilities of carries [B, S, C], and of tokens with the memory wiped [B, S, V]; weights.
 
-    Those of reads are [B, S, R, M + S], on [memory ; input]; those of writes [B, S, M, M + R + S], on
-    [memory ; output ; input].
+    Those of reads are [B, N, R, M + S], on [memory ; input]; those of writes [B, N, M, M + R + S], on
+    [memory ; output ; input]; of N machine steps.
     """
 
     carries: Any
@@ -211,7 +219,9 @@ class _Inside(NamedTuple):
 def _look_inside(model: TTMModel, variables: dict, inputs_BxS: jax.Array) -> _Inside:
     config = dataclasses.replace(model.config, remat="none")
     heads: Any = TTMModel(config).apply(variables, inputs_BxS, method="heads", mutable=["intermediates"])
-    (_, carry_logits), sown = heads
+    (logits_BxNxV, carry_logits), sown = heads
+    if carry_logits is not None:
+        carry_logits = select_answers(config, inputs_BxS, carry_logits, config.seq_len)
     step = sown.get("intermediates", {}).get("machine", {}).get("step", {})
     # With no write, every step starts from the memory that the first one starts from.
     wiped: Any = TTMModel(dataclasses.replace(config, write="none")).apply(variables, inputs_BxS, method="raw_logits")
@@ -229,7 +239,7 @@ def _look_inside(model: TTMModel, variables: dict, inputs_BxS: jax.Array) -> _In
     return _Inside(
         None if carry_logits is None else jax.nn.softmax(carry_logits),
         jax.nn.softmax(wiped),
-        *(w if w is None else jnp.broadcast_to(w, (*inputs_BxS.shape, *w.shape[-2:])) for w in (read, write)),
+        *(w if w is None else jnp.broadcast_to(w, (*logits_BxNxV.shape[:2], *w.shape[-2:])) for w in (read, write)),
     )
 
 
@@ -259,6 +269,18 @@ def _origins(read_TxM: np.ndarray, kept_TxMxM: np.ndarray) -> np.ndarray:
         made_MxU = kept_TxMxM[step] @ made_MxU
         made_MxU[:, step + 1] = 1 - kept_TxMxM[step].sum(axis=1)
     return origin_TxU
+
+
+def _in_turn(kept_NxMxM: np.ndarray) -> np.ndarray:
+    """What of each memory token is left of each after several writes: [M, M]."""
+    return reduce(lambda made, kept: kept @ made, kept_NxMxM)
+
+
+def _by_place(origin_NxU: np.ndarray, places: Sequence[slice]) -> np.ndarray:
+    """What was read from memory at each place, by the place at which it was written: [T, T + 1]."""
+    rows = np.stack([origin_NxU[steps].mean(axis=0) for steps in places])
+    written = [rows[:, 1:][:, steps].sum(axis=1) for steps in places]
+    return np.stack([rows[:, 0], *written], axis=1)
 
 
 def _round(values: Any) -> Any:

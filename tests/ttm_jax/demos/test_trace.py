@@ -113,6 +113,27 @@ def test_modes_whose_shares_are_known(make_multiplier):
     np.testing.assert_allclose(queue.origin_TxU, expected)
 
 
+def test_a_place_of_several_machine_steps(make_multiplier):
+    """Under the schedule "product" a queue of 4 that takes 2 a step: what a place read, wrote and kept."""
+    fields = dict(read="pooling", write="concat", memory_size=4, process_size=2, schedule="product", carry_head=True)
+    multiplier = make_multiplier(**fields)
+    result = trace(multiplier, 47, 86)  # steps: 1, 2, 1, 1, ...
+    tokens, _ = multiplier.predict(encode_problems(np.array([47]), np.array([86])))
+    T = len(result.tokens_T)
+    assert T > 3
+    assert result.tokens_T.tolist() == tokens[0, :T].tolist()
+    np.testing.assert_allclose(result.read_TxM, 1 / 16)
+    assert result.kept_TxM[:4].tolist() == [[1, 1, 0, 0], [0, 0, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]]
+    expected = np.zeros((4, T + 1))
+    expected[0, 0] = 4 / 16
+    expected[1, [0, 1, 2]] = [1 / 16, 2 / 16, 1 / 16]  # the mean of (start 2, units 2) and (units 2, tens 2)
+    expected[2, 2] = 4 / 16
+    expected[3, [2, 3]] = [2 / 16, 2 / 16]
+    np.testing.assert_allclose(result.origin_TxU[:4], expected)
+    assert result.carry_probabilities_TxC.shape == (T, 45)
+    assert result.carry_in(1) == 4
+
+
 def test_a_memory_that_is_never_written(make_multiplier):
     never = trace(make_multiplier(read="query", write="none"), 12, 34)
     assert (never.kept_TxM == 1).all()
