@@ -32,8 +32,8 @@ def answer_line(trace: Trace) -> Text:
 
 
 def render(trace: Trace) -> Group:
-    """All that is shown of a product below its answer: three tables with a line for each step."""
-    return Group(*_digits(trace), *_where_it_looked(trace), *_memory(trace))
+    """All that is shown of a product below its answer: tables with a line for each step."""
+    return Group(*_digits(trace), *_sums(trace), *_where_it_looked(trace), *_memory(trace))
 
 
 def column_text(trace: Trace, step: int) -> str:
@@ -67,6 +67,22 @@ def _digits(trace: Trace) -> Iterable[RenderableType]:
     yield Text(f"\nThe answer, units first{held}", "bold")
     yield table
     yield Text("wiped: the digit that the step writes when its memory is as it was at the start", "dim")
+
+
+def _sums(trace: Trace) -> Iterable[RenderableType]:
+    """Where a step is several machine steps, each with its product."""
+    if trace.sums is None:
+        return
+    table = _table("")
+    table.add_column("carried + product = the sum that it held")
+    for step in trace.steps:
+        cell = Text(str(trace.carry_in(step)) if trace.carry_in(step) else "")
+        for (x, y), (held, right) in zip(trace.terms(step), trace.held_sums(step), strict=True):
+            cell.append(f" +{x}·{y} = ")
+            cell.append(f"{held}" if right else f"{held} ✗", "bold" if right else "red")
+        table.add_row(f"{step + 1:>2} ", cell)
+    yield Text("\nEach column, a machine step for each product of two digits", "bold")
+    yield table
 
 
 def _where_it_looked(trace: Trace) -> Iterable[RenderableType]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import jax
@@ -24,7 +25,7 @@ from ttm_jax.multiplication import encode_answers, encode_problems, schoolbook_c
 from ttm_jax.multiplier import TTMModel, select_answers
 from ttm_jax.schedule import steps_of_places
 from ttm_jax.summarize import pooling_summarize
-from ttm_jax.vocab import DIGIT_TOKENS, EOS_TOKEN, tokens_to_answer
+from ttm_jax.vocab import DIGIT_TOKENS, EOS_TOKEN, TIMES_TOKEN, tokens_to_answer
 
 _PLACES = ("units", "tens", "hundreds", "thousands")
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -43,6 +44,8 @@ class Trace:
         wiped_T, wiped_probabilities_T: what the same network writes where its memory is wiped before every step.
         carry_probabilities_TxC: of the carry out of each place, by the carry head; None where there is none.
         carries_T: the true ones.
+        sums: of each step the sums of its column that the network held after each of its products, by its heads; None
+            where it works out no sums.
         read_TxM, read_TxS: where the read looked: the mean weights of its R tokens on memory and on input tokens.
         kept_TxM: of each memory token that a step wrote, the share that comes from memory; the rest is new, from
             that step's output and input. None under "erase_add", whose memory is no mean of tokens.
@@ -61,6 +64,7 @@ class Trace:
     wiped_probabilities_T: np.ndarray
     carry_probabilities_TxC: np.ndarray | None
     carries_T: np.ndarray
+    sums: tuple[tuple[int, ...], ...] | None
     read_TxM: np.ndarray
     read_TxS: np.ndarray
     kept_TxM: np.ndarray | None
@@ -113,7 +117,18 @@ class Trace:
         return int(self.carries_T[step - 1]) if step else 0
 
     def column_sum(self, step: int) -> int:
-        return sum(x * y for x, y in self.terms(step)) + self.carry_in(step)
+        return self.running_sums(step)[-1]
+
+    def running_sums(self, step: int) -> list[int]:
+        """The carry into a column, and its sum after each of its products."""
+        return list(accumulate((x * y for x, y in self.terms(step)), initial=self.carry_in(step)))
+
+    def held_sums(self, step: int) -> list[tuple[int, bool]]:
+        """The sums that the network held after each product of a column, and whether each is right."""
+        if self.sums is None:
+            return []
+        pairs = zip(self.sums[step], self.running_sums(step)[1:], strict=False)  # a column without products has a step
+        return [(held, held == true) for held, true in pairs]
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values; a "digit" is "end" where the network ended the number."""
@@ -144,6 +159,8 @@ class Trace:
             "sum": self.column_sum(step),
             "carry": int(self.carries_T[step]),
             "network_carry": carry,
+            "network_sums": None if self.sums is None else [held for held, _ in self.held_sums(step)],
+            "sums": self.running_sums(step)[1:],
             "wiped": {"digit": symbol(self.wiped_T[step]), "probability": _round(self.wiped_probabilities_T[step])},
             "read_operands": _round(self.read_operands_TxN[step]),
             "read_filler": _round(self.read_filler_T[step]),
@@ -185,6 +202,7 @@ def trace(multiplier: Multiplier, a: int, b: int) -> Trace:
         inside.wiped[:T].max(axis=-1),
         None if inside.carries is None else inside.carries[:T],
         schoolbook_carries(np.array([a]), np.array([b]))[0, :T],
+        None if inside.sums is None else tuple(tuple(inside.sums[steps].tolist()) for steps in places),
         read_TxX[:, :M],
         read_TxX[:, M:],
         kept,
@@ -203,13 +221,14 @@ def symbol(token: int) -> str:
 
 
 class _Inside(NamedTuple):
-    """Of all S places: probabilities of carries [B, S, C], and of tokens with the memory wiped [B, S, V]; weights.
+    """Of all S places: probabilities of carries [B, S, C], and of tokens with the memory wiped [B, S, V].
 
-    Those of reads are [B, N, R, M + S], on [memory ; input]; those of writes [B, N, M, M + R + S], on
-    [memory ; output ; input]; of N machine steps.
+    Of all N machine steps: the column's sum [B, N] by the heads; the weights of reads [B, N, R, M + S], on
+    [memory ; input], and of writes [B, N, M, M + R + S], on [memory ; output ; input].
     """
 
     carries: Any
+    sums: Any
     wiped: Any
     read: Any
     write: Any
@@ -220,7 +239,10 @@ def _look_inside(model: TTMModel, variables: dict, inputs_BxS: jax.Array) -> _In
     config = dataclasses.replace(model.config, remat="none")
     heads: Any = TTMModel(config).apply(variables, inputs_BxS, method="heads", mutable=["intermediates"])
     (logits_BxNxV, carry_logits), sown = heads
+    sums = None
     if carry_logits is not None:
+        if config.schedule == "product":
+            sums = 10 * carry_logits.argmax(axis=-1) + logits_BxNxV[..., :TIMES_TOKEN].argmax(axis=-1)
         carry_logits = select_answers(config, inputs_BxS, carry_logits, config.seq_len)
     step = sown.get("intermediates", {}).get("machine", {}).get("step", {})
     # With no write, every step starts from the memory that the first one starts from.
@@ -238,6 +260,7 @@ def _look_inside(model: TTMModel, variables: dict, inputs_BxS: jax.Array) -> _In
     read = _summary_weights(config.read, step.get("read"), R, M + S)
     return _Inside(
         None if carry_logits is None else jax.nn.softmax(carry_logits),
+        sums,
         jax.nn.softmax(wiped),
         *(w if w is None else jnp.broadcast_to(w, (*logits_BxNxV.shape[:2], *w.shape[-2:])) for w in (read, write)),
     )

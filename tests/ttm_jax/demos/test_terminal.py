@@ -50,9 +50,24 @@ def test_the_longest_fits_a_terminal(make_multiplier, text):
     assert "a cell is 3 tokens" in shown
 
 
+def test_the_sums_of_each_product(make_multiplier, text):
+    """Of the longest, which fits a terminal too."""
+    result = trace(make_multiplier(schedule="product", carry_head=True), 99999, 99999)
+    shown = text(render(result))
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    terms, held = result.terms(4), result.held_sums(4)
+    assert len(terms) == len(held) == 5
+    line = " ".join(f"+9·9 = {number}{'' if right else ' ✗'}" for number, right in held)
+    lines = [line.rstrip() for line in shown.splitlines() if line.startswith(" 5 ")]
+    assert f" 5  {result.carry_in(4)} {line}" in lines
+    assert len(lines) == 4, "a line in each block"
+
+
 def test_what_is_not_there_is_not_shown(make_multiplier, text):
     bare = text(render(trace(make_multiplier(read="mlp", write="erase_add", carry_head=False), 12, 34)))
     assert "it holds" not in bare
+    assert "the sum that it held" not in bare
     assert "new after the step" not in bare
 
 

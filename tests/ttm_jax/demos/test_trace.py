@@ -131,7 +131,15 @@ def test_a_place_of_several_machine_steps(make_multiplier):
     expected[3, [2, 3]] = [2 / 16, 2 / 16]
     np.testing.assert_allclose(result.origin_TxU[:4], expected)
     assert result.carry_probabilities_TxC.shape == (T, 45)
-    assert result.carry_in(1) == 4
+    assert result.running_sums(1) == [4, 60, 84]
+    (logits, carry_logits) = multiplier.model.apply(
+        multiplier.variables, encode_problems(np.array([47]), np.array([86])), method="heads"
+    )
+    sums = 10 * carry_logits[0].argmax(axis=-1) + logits[0, :, :10].argmax(axis=-1)
+    assert result.sums[:3] == ((sums[0],), (sums[1], sums[2]), (sums[3],))
+    assert result.held_sums(1) == [(sums[1], sums[1] == 60), (sums[2], sums[2] == 84)]
+    step = result.to_dict()["steps"][1]
+    assert (step["network_sums"], step["sums"]) == ([sums[1], sums[2]], [60, 84])
 
 
 def test_a_memory_that_is_never_written(make_multiplier):
@@ -148,7 +156,8 @@ def test_what_a_network_does_not_have(make_multiplier):
     assert bare.kept_TxM is None
     assert bare.origin_TxU is None
     step = bare.to_dict()["steps"][0]
-    assert (step["network_carry"], step["kept"], step["origin"]) == (None, None, None)
+    assert (step["network_carry"], step["network_sums"]) == (None, None)
+    assert (step["kept"], step["origin"]) == (None, None)
 
 
 def test_as_plain_values(result):
