@@ -37,16 +37,17 @@ def convert_checkpoint(source: str | Path, target: str | Path) -> Path:
         raise CheckpointError(f"{target}: there is something already; name a new folder")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if read_format(path) == JAX_FORMAT:
-            config, meta = ttm_jax.checkpoint.load_meta(path)
-            twin = create_model(config)
-            twin.load_state_dict(to_torch(ttm_jax.checkpoint.load_params(path, config)))
-            ttm_torch.checkpoint.save_model(target, twin, meta)
-        else:
-            config, meta = ttm_torch.checkpoint.load_meta(path)
-            twin = ttm_torch.checkpoint.load_model(path, config)
-            like = jax.eval_shape(lambda: create_state(config)).params
-            ttm_jax.checkpoint.save_params(target, to_jax(twin.state_dict(), like), meta)
+        with jax.enable_x64(True):  # weights in float64 are carried whatever JAX is allowed otherwise
+            if read_format(path) == JAX_FORMAT:
+                config, meta = ttm_jax.checkpoint.load_meta(path)
+                twin = create_model(config)
+                twin.load_state_dict(to_torch(ttm_jax.checkpoint.load_params(path, config)))
+                ttm_torch.checkpoint.save_model(target, twin, meta)
+            else:
+                config, meta = ttm_torch.checkpoint.load_meta(path)
+                twin = ttm_torch.checkpoint.load_model(path, config)
+                like = jax.eval_shape(lambda: create_state(config)).params
+                ttm_jax.checkpoint.save_params(target, to_jax(twin.state_dict(), like), meta)
     except ConfigError as error:
         raise CheckpointError(f"checkpoint {path}: {error}") from None
     except OSError as error:

@@ -23,8 +23,8 @@ from ttm_jax.checkpoint_files import (
     verify,
     write_checksums,
 )
-from ttm_jax.config import Config
-from ttm_jax.state import TrainState, create_state, random_keys
+from ttm_jax.config import Config, ConfigError
+from ttm_jax.state import TrainState, check_precision, create_state, random_keys
 
 __all__ = [
     "BEST",
@@ -95,8 +95,10 @@ def load_params(path: Path, config: Config) -> dict:
     """The parameters of a checkpoint, on the default device.
 
     Raises:
-        CheckpointError: if the arrays are missing, damaged or not those of the config.
+        CheckpointError: if the arrays are missing, damaged or not those of the config, or float64 where JAX is not
+            allowed it.
     """
+    _check_precision(path, config)
     return _restore(path, "params", jax.eval_shape(lambda: create_state(config)).params)
 
 
@@ -108,10 +110,18 @@ def load_state(path: Path, config: Config) -> TrainState:
     """
     if not (path / "training").is_dir():
         raise CheckpointError(f"checkpoint {path}: has no training/ to go on from")
+    _check_precision(path, config)
     like = jax.eval_shape(lambda: create_state(config))
     params = _restore(path, "params", like.params)
     training = _restore(path, "training", _training_item(like))
     return like.replace(params=params, key=random_keys(config)[1], **training)
+
+
+def _check_precision(path: Path, config: Config) -> None:
+    try:
+        check_precision(config)
+    except ConfigError as error:
+        raise CheckpointError(f"checkpoint {path}: {error}") from None
 
 
 def _items(params: Any, meta: dict[str, Any]) -> dict[str, Any]:

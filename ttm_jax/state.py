@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from ttm_jax.config import Config, RematName
+from ttm_jax.config import Config, ConfigError, RematName
 from ttm_jax.losses import CARRY_LOSS_SCALE, compute_carry_loss, compute_sum_loss, compute_total_loss
 from ttm_jax.metrics import create_target_mask, exact_match, position_accuracy, sequence_accuracy
 from ttm_jax.multiplier import TTMModel, apply_eos_masking, detect_eos, make_model, select_answers
@@ -26,6 +26,12 @@ class TrainState(struct.PyTreeNode):
     key: jax.Array
     model: TTMModel = struct.field(pytree_node=False)
     config: Config = struct.field(pytree_node=False)
+
+
+def check_precision(config: Config) -> None:
+    """Raises ConfigError where the config asks for float64 and JAX is not allowed it."""
+    if "float64" in (config.model.dtype, config.model.param_dtype) and not jax.config.read("jax_enable_x64"):
+        raise ConfigError("model.dtype and model.param_dtype float64 need JAX_ENABLE_X64=1 in the environment")
 
 
 def create_state(config: Config) -> TrainState:

@@ -17,12 +17,12 @@ from ttm_jax.answers import answer_pairs
 from ttm_jax.checkpoint import CheckpointFolder, load_state
 from ttm_jax.checkpoint_files import JAX_FORMAT
 from ttm_jax.cli import Parser
-from ttm_jax.config import Config, ConfigError, RematName
+from ttm_jax.config import Config, RematName
 from ttm_jax.fallback import StepPlan
 from ttm_jax.inference import Multiplier
 from ttm_jax.loop import NonFiniteLoss, TrainingLoop
 from ttm_jax.run_folder import provenance
-from ttm_jax.state import TrainState, create_state, random_keys, train_step
+from ttm_jax.state import TrainState, check_precision, create_state, random_keys, train_step
 from ttm_jax.training_command import make_training_parser, resolve, run_training
 
 __all__ = ["NonFiniteLoss", "Trainer", "main", "make_parser", "resolve"]
@@ -44,8 +44,7 @@ class Trainer(TrainingLoop[TrainState]):
         resume: bool = False,
         stop_requested: Callable[[], bool] = lambda: False,
     ):
-        if "float64" in (config.model.dtype, config.model.param_dtype) and not jax.config.read("jax_enable_x64"):
-            raise ConfigError("model.dtype and model.param_dtype float64 need JAX_ENABLE_X64=1 in the environment")
+        check_precision(config)
         super().__init__(config, workdir, resume, stop_requested)
 
     def _create_state(self, plan: StepPlan) -> TrainState:

@@ -41,6 +41,20 @@ def test_there_and_back_is_the_same_to_the_bit(checkpoint, tmp_path):
     assert ttm_jax.checkpoint.load_meta(path)[1]["examples"] == 7
 
 
+def test_float64_goes_too_and_is_loaded_where_jax_is_allowed_it(checkpoint, tmp_path, tiny_config):
+    double = dict(dtype="float64", param_dtype="float64")
+    with jax.enable_x64(True):
+        path, config, params = checkpoint(**double)
+    convert_checkpoint(path, tmp_path / "torch")
+    convert_checkpoint(tmp_path / "torch", tmp_path / "again")
+    with pytest.raises(ttm_jax.CheckpointError, match="again: .* float64 need JAX_ENABLE_X64=1 in the environment$"):
+        ttm_jax.load(tmp_path / "again")
+    with jax.enable_x64(True):
+        again = ttm_jax.checkpoint.load_params(tmp_path / "again", config)
+        jax.tree.map(np.testing.assert_array_equal, again, params)
+        assert {leaf.dtype for leaf in jax.tree.leaves(again)} == {np.dtype("float64")}
+
+
 def test_a_run_of_the_twin_goes_to_jax(tiny_config, tmp_path):
     model = create_model(tiny_config)
     source = tmp_path / "run" / "best" / "40"
