@@ -41,7 +41,7 @@ def create_state(config: Config, device: torch.device | str = "cpu") -> TrainSta
 
 def create_model(config: Config) -> TTMModel:
     """The model of a fresh state, on the CPU; the global random numbers are left where they are."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # whatever the default device is
         torch.random.default_generator.manual_seed(random_seed(config))  # of the CPU alone, which is what was forked
         return TTMModel(config.model)
 

@@ -19,7 +19,7 @@ from ttm_jax.run_folder import RunFolder
 from ttm_torch.checkpoint import BEST, LATEST, find_checkpoint, load_meta, saved_steps
 from ttm_torch.config import ConfigError, config_to_toml, load_config, override
 from ttm_torch.schedule import training_arrays
-from ttm_torch.state import create_state, loss_fn, random_seed, train_step_with_metrics
+from ttm_torch.state import create_model, create_state, loss_fn, random_seed, train_step_with_metrics
 from ttm_torch.train import NonFiniteLoss, Trainer, main, make_parser, resolve
 
 pytestmark = pytest.mark.usefixtures("signal_handlers")
@@ -205,6 +205,17 @@ def test_running_sums_are_not_trained_on_carries(trainer):
     arrays = training_arrays(batch, config.model, 3)
     with_names, in_order = (ttm_torch.eval_step(state.model, x) for x in (arrays, tuple(arrays.values())))
     assert with_names["loss"] == in_order["loss"]
+
+
+def test_the_weights_of_a_seed_do_not_depend_on_the_default_device(tiny_config):
+    before = create_model(tiny_config).state_dict()
+    torch.set_default_device("meta")  # on which there are no numbers
+    try:
+        model = create_model(tiny_config)
+    finally:
+        torch.set_default_device(None)
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.parametrize("max_grad_norm", [1e-3, None])
