@@ -6,6 +6,7 @@ python -m ttm_jax.ablations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -41,6 +42,8 @@ ROWS: dict[str, tuple[str, ...]] = {
     "write by pooling": ("--model.write", "pooling"),
     "write by erase and add": ("--model.write", "erase_add"),
     "write by concatenation": ("--model.write", "concat"),
+    "a step for each product": ("--model.schedule", "product"),
+    "a step for each product, no memory": ("--model.schedule", "product", "--model.write", "none"),
     "Mixer": ("--model.processing", "mixer"),
     "MLP": ("--model.processing", "mlp"),
     "plain Transformer": ("--model.kind", "transformer"),
@@ -57,7 +60,7 @@ class Run:
 
     def path(self, folder: Path) -> Path:
         """Its run folder."""
-        return folder / f"{self.name.replace(' ', '-').lower()}-{self.seed}"
+        return folder / f"{re.sub(r'[^a-z0-9]+', '-', self.name.lower())}-{self.seed}"
 
     def log(self, folder: Path) -> Path:
         """What it has printed."""
