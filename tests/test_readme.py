@@ -24,20 +24,17 @@ PAGES = [
 
 
 def test_the_table_is_that_of_the_results():
-    results = [
-        json.loads((ROOT / f"results/{name}/evaluation.json").read_text()) for name in ("quick", "multiplication")
-    ]
+    names = ("quick", "multiplication", "five_digits")
+    results = [json.loads((ROOT / f"results/{name}/evaluation.json").read_text()) for name in names]
     rows = [line.strip("| ").split(" | ") for line in re.findall(r"^\| \d x \d \|.*$", README, re.MULTILINE)]
-    assert len(rows) == 7
-    for digits, *cells in rows:
+    assert len(rows) == 12
+    for digits, pairs, *cells in rows:
         length = digits.replace(" ", "")
-        for result, found in zip(results, (cells[:3], cells[3:]), strict=True):
+        for result, found in zip(results, cells, strict=True):
             counts, interval = result["exact_match"][length], result["interval_95"][length]
-            assert found == [
-                f"{100 * counts['correct'] / counts['total']:.1f} %",
-                " - ".join(f"{100 * bound:.1f}" for bound in interval),
-                f"{counts['correct']} / {counts['total']}",
-            ]
+            share = f"{100 * counts['correct'] / counts['total']:.1f} %"
+            assert found == f"{share} ({' - '.join(f'{100 * bound:.1f}' for bound in interval)})"
+            assert pairs == f"{counts['total']:,}"
 
 
 def test_the_marks_are_met_by_the_results():

@@ -24,7 +24,7 @@ from ttm_jax.demos.trace import Trace, trace
 from ttm_jax.inference import Multiplier, load
 from ttm_jax.shipped import shipped
 
-CHECKPOINT = Path("checkpoints/multiplication")
+CHECKPOINT = Path("checkpoints/five_digits")
 _QUIT = ("q", "quit", "exit")
 
 

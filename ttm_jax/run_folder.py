@@ -76,7 +76,10 @@ class RunFolder:
             (match, evals, "exact_match", "held-out exact match, %"),
             (mixture, train, "mixture", "share of each operand length, %"),
         ):
-            for name in dict.fromkeys(name for record in source for name in record[key]):
+            names = list(dict.fromkeys(name for record in source for name in record[key]))
+            if len(names) > 10:  # of the colours that lines have otherwise
+                axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)
+            for name in names:
                 points = [(r["step"], _share(r[key][name])) for r in source if name in r[key]]
                 axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 50 else None)
             axis.set(title=title, ylim=(-2, 102))

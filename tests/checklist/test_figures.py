@@ -289,7 +289,7 @@ FIGURES: dict[str, Callable[[], list[Any]]] = {
     "12.4": lambda: counts("3x2"),
     "12.5": lambda: [counts(length)[-1] for length in ("3x1", "3x2", "2x3", "4x1", "5x1", "3x3", "5x5")],
     "12.6": lambda: [x for length in ("2x2", "3x2") for x in compared("quick", "no-memory", length=length)],
-    "12.10": lambda: [counts(length, "multiplication")[-1] for length in ("2x2", "3x2", "3x3")],
+    "12.10": lambda: [counts(length, "five_digits")[-1] for length in ("2x2", "3x2", "3x3", "5x5")],
 }
 
 

@@ -13,10 +13,12 @@ SUFFIXES = (".png", ".html")
 _READ, _NEW, _WRONG, _INK, _FAINT = "#005ab5", "#b84a00", "#b0125b", "#1b1f24", "#57606a"
 _ROW, _CELL = 0.34, 0.42  # inches
 _EXPLANATION = (
-    "A row is a step: it sees the whole problem, writes one digit, units first, and hands on nothing but its memory. "
+    "A row is {row}, and hands on nothing but its memory. "
     "Memory wiped: the digit it writes\nwhen it finds the memory as it was at the start. Frames: the true carry, and "
     "the digits that the column takes by hand."
 )
+_STEP = "a step: it sees the whole problem, writes one digit, units first"
+_PRODUCTS = "a digit, units first: a step for each product of its column, which sees the whole problem"
 
 
 class PictureError(OSError):
@@ -65,7 +67,8 @@ def _save_png(path: Path, trace: Trace) -> None:
             axis.xaxis.tick_top()
         _draw_memory(lower, trace)
         upper.suptitle(_title(trace), fontsize=14, fontweight="bold", x=0.01, ha="left")
-        lower.supxlabel(_EXPLANATION, fontsize=10, x=0.01, ha="left")
+        explanation = _EXPLANATION.format(row=_STEP if trace.sums is None else _PRODUCTS)
+        lower.supxlabel(explanation, fontsize=10, x=0.01, ha="left")
         figure.savefig(path, dpi=110, facecolor="white")
         plt.close(figure)
 
