@@ -1,4 +1,4 @@
-"""The shipped checkpoints multiply and say where they come from. What they are asked is held out and always the same."""
+"""The shipped checkpoints multiply and say where they come from. They are asked what is held out, always the same."""
 
 import json
 from functools import cache

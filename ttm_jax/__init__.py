@@ -75,6 +75,7 @@ if TYPE_CHECKING:
         make_processor,
         process,
     )
+    from ttm_jax.schedule import training_arrays
     from ttm_jax.state import TrainState, create_state, eval_step, train_step
     from ttm_jax.summarize import (
         MLPSummarizer,
@@ -182,6 +183,7 @@ __all__ = [
     "token_summarize",
     "tokens_to_string",
     "train_step",
+    "training_arrays",
     "weighted_sum",
     "wilson_interval",
     "write_operation",
@@ -213,6 +215,7 @@ _NAMES = {
     ),
     "metrics": "create_target_mask exact_match position_accuracy sequence_accuracy wilson_interval",
     "optimizer": "clip_by_global_norm learning_rate_schedule make_optimizer",
+    "schedule": "training_arrays",
     "state": "TrainState create_state eval_step train_step",
     "checkpoint_files": "CheckpointError",
     "inference": "Multiplier load",

@@ -86,6 +86,7 @@ from ttm_torch.processing import (
     make_processor,
     process,
 )
+from ttm_torch.schedule import training_arrays
 from ttm_torch.state import TrainState, create_state, eval_step, train_step
 from ttm_torch.summarize import (
     MLPSummarizer,
@@ -195,6 +196,7 @@ __all__ = [
     "token_summarize",
     "tokens_to_string",
     "train_step",
+    "training_arrays",
     "weighted_sum",
     "wilson_interval",
     "write_operation",
