@@ -4,12 +4,14 @@ import importlib
 import importlib.util
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 
 import pytest
 
 from parity.speed.report import best_torch
+from ttm_jax import ablations
 from ttm_jax.benchmarks import training, unrolled
 from ttm_jax.benchmarks.report import median, peak, percent, times
 
@@ -171,3 +173,21 @@ def test_the_other_commands_exist():
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((?!http)([^)]+)\)", README))))
 def test_links_lead_somewhere(link):
     assert (ROOT / link).exists()
+
+
+def test_the_ablations_are_those_of_the_results():
+    results = ablations.Results(ROOT / "results")
+    results.load()
+    section = README.split("## What each part is worth")[1].split("\n## ")[0]
+    rows = {
+        name: cells for name, *cells in re.findall(r"^\| (.*) \| ([\d,]+) \| (.*) \| (.*) \|$", section, re.MULTILINE)
+    }
+    assert list(rows) == list(results.rows())
+    for name, runs in results.rows().items():
+        parameters, *cells = rows[name]
+        assert len(runs) == 3
+        assert parameters == f"{runs[0]['parameters']:,}"
+        for length, cell in zip(("2x2", "3x2"), cells, strict=True):
+            found = ablations.shares(runs, length)
+            assert cell == f"{statistics.mean(found):.1f} ({min(found):.1f} - {max(found):.1f})", name
+    assert (ROOT / "results/ablations.md").read_text() == ablations.markdown(results.rows())
