@@ -78,7 +78,7 @@ class RunFolder:
         ):
             names = list(dict.fromkeys(name for record in source for name in record[key]))
             if len(names) > 10:  # of the colours that lines have otherwise
-                axis.set_prop_cycle(color=plt.get_cmap("tab20").colors)
+                axis.set_prop_cycle(color=[plt.get_cmap("tab20")(i) for i in range(20)])
             for name in names:
                 points = [(r["step"], _share(r[key][name])) for r in source if name in r[key]]
                 axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 50 else None)

@@ -3,6 +3,7 @@
 import inspect
 import json
 import re
+import statistics
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import ttm_torch
+from ttm_jax import ablations
 from ttm_jax.benchmarks.report import NOT_MEASURED, digits
 from ttm_jax.benchmarks.results import load_results
 from ttm_jax.flops import summary_cost
@@ -45,6 +47,13 @@ def hardware(platform: str, section: str) -> dict[str, Any] | None:
         if result["device"]["platform"] == platform and section in result and not result[section]["quick"]:
             return result[section]
     return None
+
+
+def ablated(*names: str) -> list[str]:
+    """Mean exact match on 3 x 2 of rows of the ablations, in %."""
+    results = ablations.Results(ROOT / "results")
+    results.load()
+    return [f"{statistics.mean(ablations.shares(results.rows()[name], '3x2')):.1f}" for name in names]
 
 
 def milliseconds(platform: str, operation: str) -> float | None:
@@ -255,8 +264,11 @@ FIGURES: dict[str, Callable[[], list[Any]]] = {
     "3.4": lambda: [f"{summary_cost('mlp', 10, 5, 128):,}"],
     "3.5": norms,
     "3.6": lambda: [f"{seeded_module(lambda: ttm_torch.QuerySummarizer(64)).queries.std():.2f}"],
-    "3.7": lambda: [f"{summary_cost(kind, 10, 5, 128):,}" for kind in ("query", "mlp")],
-    "3.9": lambda: [summary_cost("pooling", 10, 5, 128)],
+    "3.7": lambda: [
+        *(f"{summary_cost(kind, 10, 5, 128):,}" for kind in ("query", "mlp")),
+        *ablated("read by queries", "reference"),
+    ],
+    "3.9": lambda: [summary_cost("pooling", 10, 5, 128), *ablated("read by pooling", "reference")],
     "4.3": share_of_memory,
     "4.4": lambda: shown(milliseconds("cpu", "read")),
     "4.8": lambda: shown(milliseconds("cpu", "write")),
