@@ -21,8 +21,8 @@ class AnyMultiplier(ABC):
         """Predicted tokens [B, T] and their probabilities [B, T], computed `batch_size` rows at a time.
 
         Raises:
-            ValueError: under the schedule "product", if an answer may need more than the T = `num_steps` places asked
-                for (all S where None).
+            ValueError: under the schedule "product", if the operands of a problem have more than T - 1 digits together,
+                T being `num_steps` (all S where None).
         """
 
     def multiply(self, a: Sequence[int], b: Sequence[int], batch_size: int = 512) -> list[int | None]:

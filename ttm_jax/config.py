@@ -174,6 +174,11 @@ class Config:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
+        if self.model.schedule == "product" and "leading_zeros" in self.data.augment:
+            raise ConfigError(
+                'data.augment must not have "leading_zeros" with model.schedule "product": each zero would be a digit '
+                "with steps of its own"
+            )
         last = self.curriculum.last_stage
         if last >= len(self.data.stages):
             raise ConfigError(

@@ -34,7 +34,7 @@ class Multiplier(AnyMultiplier):
     def predict(
         self, inputs_BxS: np.ndarray, batch_size: int = 512, num_steps: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Predicted tokens [B, T] and their probabilities [B, T], computed `batch_size` rows at a time."""
+        """As `AnyMultiplier.predict`."""
         check_fit(self.config.model.schedule, inputs_BxS, num_steps)
         rows = min(batch_size, 1 << (len(inputs_BxS) - 1).bit_length())  # few shapes, so few compilations
         padding = np.repeat(inputs_BxS[:1], -len(inputs_BxS) % rows, axis=0)

@@ -81,7 +81,10 @@ def compute_sum_loss(
     sums_BxU: Int[Array, "B U"],
     targets_BxS: Int[Array, "B S"],
 ) -> Float[Array, ""]:
-    """Cross-entropy of the sum after each step, its last digit and its tens, a target token; sums of -1 don't count."""
+    """Cross-entropy of the sum after each step, its last digit and its tens, over the number of target tokens.
+
+    Sums of -1 don't count.
+    """
     mask_BxU = (sums_BxU >= 0).astype(jnp.float32)
     sums_BxU = jnp.maximum(sums_BxU, 0)
     digits = compute_masked_ce_loss(logits_BxUxV, sums_BxU % 10, mask_BxU)

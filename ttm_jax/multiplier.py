@@ -144,7 +144,7 @@ class TTMModel(nn.Module):
     def __call__(self, inputs_BxS: jax.Array, train: bool = False, num_steps: int | None = None) -> jax.Array:
         """Logits [B, T, 13] of the first T = `num_steps` output positions (all S where None).
 
-        Under the schedule "product" only problems whose answers, EOS included, fit the T positions are worked out to
+        Under the schedule "product" only problems whose operands have at most T - 1 digits together are worked out to
         their end.
 
         In training dropout is on and logits are as the head gives them; otherwise all positions after the

@@ -44,7 +44,7 @@ PRODUCT_STEPS, ANSWERED_AT = _tables()
 
 
 def num_machine_steps(schedule: ScheduleName, num_places: int) -> int:
-    """Machine steps that answer so many places of every problem whose answer, EOS included, fits them."""
+    """Machine steps that answer so many places (1 to S) of every problem of two operands with fewer digits together."""
     if schedule == "digit":
         return num_places
     fitting = [(n, m) for n in range(MAX_DIGITS) for m in range(MAX_DIGITS) if n + m + 3 <= num_places] or [(0, 0)]
@@ -60,7 +60,7 @@ def steps_of_places(schedule: ScheduleName, digits_a: int, digits_b: int) -> lis
 
 
 def check_fit(schedule: ScheduleName, inputs_BxS: np.ndarray, num_places: int | None) -> None:
-    """Raises ValueError where, under "product", a problem's answer and EOS may need more than `num_places` places."""
+    """Raises ValueError where, under "product", operands have more digits together than there are places, less one."""
     if schedule == "digit" or num_places is None or not len(inputs_BxS):
         return
     needed = int(np.add(*operand_lengths(inputs_BxS)).max()) + 1
@@ -90,7 +90,11 @@ def training_arrays(batch: Batch, config: ModelConfig, num_places: int) -> dict[
     """What `train_step` takes of a batch: "inputs" [B, S], "targets" [B, T], and what a carry head is trained on.
 
     That is "carries" [B, T], or under the schedule "product" "sums" [B, U].
+
+    Raises:
+        ValueError: under "product", if the operands of a problem have more than T - 1 digits together.
     """
+    check_fit(config.schedule, batch.inputs, num_places)
     arrays = {"inputs": batch.inputs, "targets": batch.targets[:, :num_places]}
     if config.schedule == "product":
         return {**arrays, "sums": running_sums(batch.inputs, num_places)}

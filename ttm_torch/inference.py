@@ -31,7 +31,7 @@ class Multiplier(AnyMultiplier):
     def predict(
         self, inputs_BxS: np.ndarray, batch_size: int = 512, num_steps: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Predicted tokens [B, T] and their probabilities [B, T], computed `batch_size` rows at a time."""
+        """As `AnyMultiplier.predict`."""
         check_fit(self.config.model.schedule, inputs_BxS, num_steps)
         device = next(self.model.parameters()).device
         predictions, probabilities = [], []

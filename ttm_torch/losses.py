@@ -71,7 +71,10 @@ def compute_carry_loss(carry_logits_BxSxC: Tensor, carries_BxS: Tensor, targets_
 
 
 def compute_sum_loss(logits_BxUxV: Tensor, carry_logits_BxUxC: Tensor, sums_BxU: Tensor, targets_BxS: Tensor) -> Tensor:
-    """Cross-entropy of the sum after each step, its last digit and its tens, a target token; sums of -1 don't count."""
+    """Cross-entropy of the sum after each step, its last digit and its tens, over the number of target tokens.
+
+    Sums of -1 don't count.
+    """
     mask_BxU = (sums_BxU >= 0).float()
     sums_BxU = sums_BxU.clamp(min=0)
     digits = compute_masked_ce_loss(logits_BxUxV, sums_BxU % 10, mask_BxU)

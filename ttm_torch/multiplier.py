@@ -171,7 +171,7 @@ class TTMModel(nn.Module):
     def forward(self, inputs_BxS: Tensor, num_steps: int | None = None) -> Tensor:
         """Logits [B, T, 13] of the first T = `num_steps` output positions (all S where None).
 
-        Under the schedule "product" only problems whose answers, EOS included, fit the T positions are worked out to
+        Under the schedule "product" only problems whose operands have at most T - 1 digits together are worked out to
         their end.
 
         In training mode dropout is on and logits are as the head gives them; in evaluation mode all positions after

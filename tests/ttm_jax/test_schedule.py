@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ttm_jax.config import ModelConfig
+from ttm_jax.config import ConfigError, ModelConfig, config_from_dict
 from ttm_jax.multiplication import MAX_DIGITS, MultiplicationDataset, encode_problems, schoolbook_carries
 from ttm_jax.schedule import (
     ANSWERED_AT,
@@ -105,6 +105,18 @@ def test_an_answer_must_fit():
     check_fit("product", inputs[:0], 1)
     with pytest.raises(ValueError, match=r"num_steps must be at least 5 for the longest of these problems, got 4"):
         check_fit("product", inputs, 4)
+
+
+def test_what_is_trained_must_fit():
+    batch = MultiplicationDataset(8, start_stage=2).batch(0, 0)
+    with pytest.raises(ValueError, match="num_steps must be at least 5 for the longest of these problems, got 4"):
+        training_arrays(batch, ModelConfig(schedule="product"), 4)
+
+
+def test_zeros_are_not_written_before_operands():
+    with pytest.raises(ConfigError, match='data.augment must not have "leading_zeros" with model.schedule "product"'):
+        config_from_dict({"model": {"schedule": "product"}})  # both augmentations are the default
+    config_from_dict({"model": {"schedule": "product"}, "data": {"augment": ["swap"]}})
 
 
 def test_what_is_trained_on():

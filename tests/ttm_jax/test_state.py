@@ -110,7 +110,7 @@ def test_the_loss_is_of_answer_and_carries(tiny_config, batch):
 @pytest.fixture(scope="module")
 def products(tiny_config):
     """The tiny config with a machine step for each product of two digits, and a batch of it."""
-    config = override(tiny_config, {"model.schedule": "product"})
+    config = override(tiny_config, {"model.schedule": "product", "data.augment": "[]"})
     batch = MultiplicationDataset(8, start_stage=2).batch(0, 0)
     return config, training_arrays(batch, config.model, 5)
 

@@ -196,7 +196,7 @@ def test_a_carry_head_is_evaluated_without_carries_and_not_trained_without(train
 
 
 def test_running_sums_are_not_trained_on_carries(trainer):
-    config = override(trainer.config, {"model.schedule": "product"})
+    config = override(trainer.config, {"model.schedule": "product", "data.augment": "[]"})
     state, batch = create_state(config), ttm_torch.MultiplicationDataset(4).batch(0, 0)
     arrays = {"inputs": batch.inputs, "targets": batch.targets, "carries": batch.carries}
     assert ttm_torch.eval_step(state.model, arrays)["loss"].isfinite()

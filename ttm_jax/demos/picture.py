@@ -102,9 +102,10 @@ def _draw_sums(axis: Any, trace: Trace) -> None:
 
 
 def _shown_carries(trace: Trace) -> np.ndarray:
-    """Carries from 0 to the largest that is true or likely."""
+    """Carries from 0 to the largest that is true or likely; past the last column nothing is carried."""
     assert trace.carry_probabilities_TxC is not None
-    largest = max(trace.carry_probabilities_TxC.argmax(axis=1).max(), trace.carries_T.max())
+    held_T = [trace.carry_probabilities_TxC[step].argmax() for step in trace.steps if trace.terms(step)]
+    largest = max(0, *held_T, *trace.carries_T)
     return np.arange(max(largest + 2, 6))
 
 
@@ -130,8 +131,8 @@ def _draw_reads(axis: Any, trace: Trace) -> None:
 
 
 def _draw_origins(axis: Any, trace: Trace) -> None:
-    assert trace.origin_TxU is not None
-    origin_TxU = trace.origin_TxU[:, :-1]  # nothing is read after the last step
+    origin_TxU = trace.read_written_TxU
+    assert origin_TxU is not None
     _heat(axis, origin_TxU, _READ)
     _number(axis, origin_TxU)
     axis.set_xticks(range(origin_TxU.shape[1]), ["start", *map(str, range(1, origin_TxU.shape[1]))])

@@ -88,10 +88,10 @@ def _sums(trace: Trace) -> Iterable[RenderableType]:
 def _where_it_looked(trace: Trace) -> Iterable[RenderableType]:
     columns = [*trace.operand_tokens, " rest"]
     memory = trace.read_TxM.sum(axis=1, keepdims=True)
-    if trace.origin_TxU is None:
+    if trace.read_written_TxU is None:
         columns.append(" memory")
     else:
-        memory = trace.origin_TxU[:, :-1]  # nothing that the last step wrote is read after it
+        memory = trace.read_written_TxU
         columns += [" start", *map(str, range(1, memory.shape[1]))]
     shares = np.concatenate([trace.read_operands_TxN, trace.read_filler_T[:, None], memory], axis=1)
     table = _table("", *(name.rjust(3) for name in columns), padding=0)  # 5 x 5 digits fit 80 columns

@@ -98,6 +98,13 @@ class Trace:
         return self.read_TxS[:, : len(self.operand_tokens)]
 
     @property
+    def read_written_TxU(self) -> np.ndarray | None:
+        """`origin_TxU` without its last column where nothing was read of it, as where a step is one machine step."""
+        if self.origin_TxU is None or self.origin_TxU[:, -1].any():
+            return self.origin_TxU
+        return self.origin_TxU[:, :-1]
+
+    @property
     def read_filler_T(self) -> np.ndarray:
         """Where the read looked at what follows the operands: EOS and padding."""
         return self.read_TxS[:, len(self.operand_tokens) :].sum(axis=1)

@@ -17,7 +17,8 @@ def make_multiplier(tiny_config, random_params) -> Callable[..., Multiplier]:
     """`make_multiplier(read="mlp", write="mlp", ...)`: fields of the model that differ from the tiny config."""
 
     def make(**fields) -> Multiplier:
-        config = dataclasses.replace(tiny_config, model=dataclasses.replace(tiny_config.model, **fields))
+        data = dataclasses.replace(tiny_config.data, augment=())
+        config = dataclasses.replace(tiny_config, model=dataclasses.replace(tiny_config.model, **fields), data=data)
         model = TTMModel(config.model)
         params = random_params(model, encode_problems(np.array([1]), np.array([1])))
         return Multiplier(model, {"params": params}, config, Path("random"))
