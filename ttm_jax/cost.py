@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from ttm_jax.allocator import release_freed_memory
-from ttm_jax.config import Config
+from ttm_jax.config import Config, DataConfig
 from ttm_jax.flops import Machine, forward_flops, head_cost
 from ttm_jax.input_shape import TRAIN_BATCH, check_input_shape
 from ttm_jax.multiplier import TTMModel, make_machine
@@ -90,7 +90,7 @@ def _input_shape(model: Any, shape: tuple[int, ...] | None, batch_size: int) -> 
 def _training(model: Any, shape: tuple[int, ...]) -> tuple[Callable, Callable[[], tuple[Any, Any]]]:
     """A training step, and a function that makes its arguments: the state, which it carries, and a batch."""
     if isinstance(model, TTMModel):
-        config = Config(model=model.config)
+        config = Config(model=model.config, data=DataConfig(augment=()))  # which both schedules have
 
         def make_state_and_batch() -> tuple[Any, Any]:
             zeros = jnp.zeros(shape, jnp.int32)

@@ -67,6 +67,12 @@ def test_a_multiplier_holds_its_parameters_twice_more_for_adam(model):
     assert held < measure_memory(model, (8, 12)) < 20 * held
 
 
+def test_a_multiplier_with_a_step_for_each_product_takes_more_memory(model):
+    """28 machine steps in place of twelve."""
+    products = TTMModel(dataclasses.replace(model.config, schedule="product"))
+    assert measure_memory(products, (8, 12)) > measure_memory(model, (8, 12))
+
+
 def test_memory_is_that_of_training():
     """Two copies of the tokens' size are not enough: each step's hidden layer is kept for the backward pass."""
     tokens_mb = 4 * 16 * 24 * 8 * 64 / 1e6
