@@ -106,7 +106,7 @@ def load_state(path: Path, config: Config) -> TrainState:
     """The training state of a checkpoint, to go on from.
 
     Raises:
-        CheckpointError: if the checkpoint holds no training state, or is damaged.
+        CheckpointError: if the checkpoint holds no training state, is damaged, or is float64 without JAX's x64.
     """
     if not (path / "training").is_dir():
         raise CheckpointError(f"checkpoint {path}: has no training/ to go on from")

@@ -109,7 +109,7 @@ def write_cost(machine: TokenTuringMachine | TokenTuringMachineStep, num_tokens:
 
 
 def head_cost(config: ModelConfig) -> int:
-    """The multiplier's head at one place: D^2 + D D/2 + 12 D/2, and 45 D for the carries where they are asked for."""
+    """The multiplier's head at one step: D^2 + D D/2 + 12 D/2, and 45 D for the carries where they are asked for."""
     D, half = config.width, config.width // 2
     carries = D * (MAX_CARRY + 1) if config.carry_head else 0
     return D * D + D * half + half * (NUM_DIGIT_LOGITS + 1) + carries

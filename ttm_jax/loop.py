@@ -86,7 +86,7 @@ class TrainingLoop(ABC, Generic[State]):
         self._latest = self._open_checkpoints(LATEST)
         self._best = self._open_checkpoints(BEST)
         self._pending: tuple[Batch, Mapping[str, Any]] | None = None
-        self._fitting: set[tuple[StepPlan, int]] = set()  # plans, and numbers of machine steps, that fit the memory
+        self._fitting: set[tuple[StepPlan, int]] = set()  # plans, and numbers of places, that fit the memory
         self._copy: Mapping[str, Any] | None = None  # of the state, while it is not known whether the next step fits
         self._eval_batch_size = config.train.eval_batch_size
 

@@ -131,13 +131,18 @@ def schoolbook_carries(a: np.ndarray, b: np.ndarray, seq_len: int = SEQ_LEN) -> 
     carry out of it plus digit t of the product. At most MAX_CARRY.
     """
     carries = np.zeros((len(a), seq_len), np.int32)
-    digits_a, digits_b = ([x // _POWERS[i] % 10 for i in range(MAX_DIGITS)] for x in (a, b))
+    digits_a, digits_b = digits_of(a).T, digits_of(b).T
     carry = np.zeros(len(a), np.int64)
     for t in range(min(seq_len, 2 * MAX_DIGITS)):
         terms = [digits_a[i] * digits_b[t - i] for i in range(MAX_DIGITS) if 0 <= t - i < MAX_DIGITS]
         carry = (carry + sum(terms)) // 10
         carries[:, t] = carry
     return carries
+
+
+def digits_of(numbers: np.ndarray) -> np.ndarray:
+    """The digits of operands [B], units first: [B, MAX_DIGITS]."""
+    return _digit(numbers, np.arange(MAX_DIGITS))
 
 
 def count_digits(numbers: np.ndarray | int) -> np.ndarray:

@@ -188,13 +188,14 @@ class TTMModel(nn.Module):
             create_position_indices(inputs_BxS)
         )
         embed_place = table(c.seq_len, 0.5, "place_embed")
+        U = num_machine_steps(c.schedule, num_steps)
         if c.schedule == "product":
-            place_BxU, first_BxU, second_BxU = jnp.unstack(create_product_steps(inputs_BxS), axis=-1)
+            place_BxU, first_BxU, second_BxU = jnp.unstack(create_product_steps(inputs_BxS)[:, :U], axis=-1)
             steps_BxUxD = embed_place(place_BxU) + table(NO_DIGIT + 1, 0.5, "first_digit_embed")(first_BxU)
             steps_BxUxD += table(NO_DIGIT + 1, 0.5, "second_digit_embed")(second_BxU)
         else:
             steps_BxUxD = embed_place(jnp.arange(c.seq_len))[None]
-        answer_BxUxD = self._answer(problem_BxSxD, steps_BxUxD, num_machine_steps(c.schedule, num_steps), train)
+        answer_BxUxD = self._answer(problem_BxSxD, steps_BxUxD, U, train)
         logits_BxUxV = OutputHead(c, name="head")(answer_BxUxD)
         if not c.carry_head:
             return logits_BxUxV, None

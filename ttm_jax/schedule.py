@@ -9,7 +9,15 @@ without products, the leading one and those past the number, has one step.
 import numpy as np
 
 from ttm_jax.config import ModelConfig, ScheduleName
-from ttm_jax.multiplication import MAX_DIGITS, SEQ_LEN, Batch, count_digits, decode_problems, operand_lengths
+from ttm_jax.multiplication import (
+    MAX_DIGITS,
+    SEQ_LEN,
+    Batch,
+    count_digits,
+    decode_problems,
+    digits_of,
+    operand_lengths,
+)
 
 CARRY_HEAD_TARGETS: dict[ScheduleName, str] = {"digit": "carries", "product": "sums"}
 NO_DIGIT = MAX_DIGITS  # in place of a digit's place value: the step multiplies nothing
@@ -76,12 +84,12 @@ def running_sums(inputs_BxS: np.ndarray, num_places: int) -> np.ndarray:
     """
     a, b = decode_problems(inputs_BxS)
     steps_BxUx3 = PRODUCT_STEPS[tuple(np.clip(operand_lengths(inputs_BxS), 1, MAX_DIGITS) - 1)]
-    digits_a, digits_b = (np.stack([x // 10**i % 10 for i in range(MAX_DIGITS)] + [0 * x], axis=1) for x in (a, b))
-    rows, sums = np.arange(len(a)), []
+    digits_a, digits_b = (np.pad(digits_of(x), ((0, 0), (0, 1))) for x in (a, b))  # NO_DIGIT is a zero
+    rows, sums, num_digits = np.arange(len(a)), [], count_digits(a * b)
     running, column = np.zeros(len(a), np.int64), np.zeros(len(a), np.int64)
     for place, i, j in steps_BxUx3[:, : num_machine_steps("product", num_places)].transpose(1, 2, 0):
         running = np.where(place != column, running // 10, running) + digits_a[rows, i] * digits_b[rows, j]
-        sums.append(np.where(place < count_digits(a * b), running, -1))
+        sums.append(np.where(place < num_digits, running, -1))
         column = place
     return np.stack(sums, axis=1).astype(np.int32)
 

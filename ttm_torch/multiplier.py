@@ -203,7 +203,7 @@ class TTMModel(nn.Module):
 
         with torch.autocast(inputs_BxS.device.type, torch.bfloat16, enabled=c.dtype == "bfloat16"):
             problem_BxSxD = self._embed_inputs(inputs_BxS)
-            steps_BxUxD = self._embed_steps(inputs_BxS)[:, : num_machine_steps(c.schedule, num_steps)]
+            steps_BxUxD = self._embed_steps(inputs_BxS, num_machine_steps(c.schedule, num_steps))
             outputs_BxUxRxD, _ = self.machine(problem_BxSxD[:, None] + steps_BxUxD[:, :, None])
             answer_BxUxD = outputs_BxUxRxD[:, :, 0]
             logits_BxUxV = self._compute_output_head(answer_BxUxD)
@@ -246,11 +246,11 @@ class TTMModel(nn.Module):
         """The embedded problem [B, S, D]; each step adds the embedding of what it works out."""
         return self.token_embed(inputs_BxS) + self.pos_embed(self._create_position_indices(inputs_BxS))
 
-    def _embed_steps(self, inputs_BxS: Tensor) -> Tensor:
-        """The embedding of what each step works out, [1, S, D], or [B, U, D] under the schedule "product"."""
+    def _embed_steps(self, inputs_BxS: Tensor, num_steps: int) -> Tensor:
+        """The embedding of what each of U steps works out, [1, U, D], or [B, U, D] under the schedule "product"."""
         if self.config.schedule == "digit":
-            return self.place_embed.weight[None]
-        place_BxU, first_BxU, second_BxU = create_product_steps(inputs_BxS).unbind(dim=-1)
+            return self.place_embed.weight[None, :num_steps]
+        place_BxU, first_BxU, second_BxU = create_product_steps(inputs_BxS)[:, :num_steps].unbind(dim=-1)
         digits_BxUxD = self.first_digit_embed(first_BxU) + self.second_digit_embed(second_BxU)
         return self.place_embed(place_BxU) + digits_BxUxD
 

@@ -87,7 +87,7 @@ def train_step(
     Args:
         model: put in training mode.
         batch: tensors or arrays "inputs" [B, S], "targets" [B, T] and, for a carry head, "carries" [B, T], or "sums"
-            [B, U] under the schedule "product", as a mapping or in that order. So many machine steps are run.
+            [B, U] under the schedule "product", as a mapping or in that order. T, or U, machine steps are run.
         optimizer: of the model's parameters.
         scheduler: sets the rate of the next step.
         max_grad_norm: gradients are scaled down to this norm; None: left as they are.

@@ -14,6 +14,7 @@ import numpy as np
 
 from ttm_jax.config import Config, find_config, load_config
 from ttm_jax.multiplication import MultiplicationDataset
+from ttm_jax.schedule import training_arrays
 
 Kind = Literal["train", "forward", "stream"]
 DType = Literal["float32", "bfloat16"]
@@ -128,14 +129,10 @@ class Case:
         return Machine(self.batch_size, num_tokens=c.seq_len, **{name: getattr(c, name) for name in as_configured})
 
     def batch(self) -> dict[str, np.ndarray]:
-        """The batch, always the same: "inputs", "targets", "carries" for a multiplier, else "tokens" [B, T, N, D]."""
+        """The batch, always the same: as of `training_arrays` for a multiplier, else "tokens" [B, T, N, D]."""
         if self.is_multiplier:
-            drawn = _problems(self.size).batch(seed=0, step=0)
-            return {
-                "inputs": drawn.inputs,
-                "targets": drawn.targets[:, : self.steps],
-                "carries": drawn.carries[:, : self.steps],
-            }
+            model = load_config(find_config(self.size)).model
+            return training_arrays(_problems(self.size).batch(seed=0, step=0), model, self.steps)
         shape = (self.batch_size, self.steps, self.machine.num_tokens, self.machine.width)
         return {"tokens": np.random.default_rng(0).normal(size=shape).astype(np.float32)}
 

@@ -41,7 +41,7 @@ def test_there_and_back_is_the_same_to_the_bit(checkpoint, tmp_path):
     assert ttm_jax.checkpoint.load_meta(path)[1]["examples"] == 7
 
 
-def test_float64_goes_too_and_is_loaded_where_jax_is_allowed_it(checkpoint, tmp_path, tiny_config):
+def test_float64_goes_too_and_is_loaded_where_jax_is_allowed_it(checkpoint, tmp_path):
     double = dict(dtype="float64", param_dtype="float64")
     with jax.enable_x64(True):
         path, config, params = checkpoint(**double)

@@ -134,8 +134,8 @@ class Trace:
         """The sums that the network held after each product of a column, and whether each is right."""
         if self.sums is None:
             return []
-        pairs = zip(self.sums[step], self.running_sums(step)[1:], strict=False)  # a column without products has a step
-        return [(held, held == true) for held, true in pairs]
+        products = self.sums[step][: len(self.terms(step))]  # a column without any has a step too
+        return [(held, held == true) for held, true in zip(products, self.running_sums(step)[1:], strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values; a "digit" is "end" where the network ended the number."""
