@@ -29,7 +29,7 @@ def test_the_table_is_that_of_the_results():
     names = ("quick", "multiplication", "five_digits")
     results = [json.loads((ROOT / f"results/{name}/evaluation.json").read_text()) for name in names]
     rows = [line.strip("| ").split(" | ") for line in re.findall(r"^\| \d x \d \|.*$", README, re.MULTILINE)]
-    assert len(rows) == 12
+    assert len(rows) == 13
     for digits, pairs, *cells in rows:
         length = digits.replace(" ", "")
         for result, found in zip(results, cells, strict=True):

@@ -55,7 +55,7 @@ def test_the_results_are_its_own(multiplier):
 
 
 @pytest.mark.parametrize("problem", ["7*8", "16*7", "35*37", "906*87", "779*520", "90687*87489"])
-def test_the_demo_is_right_for_one_two_and_three_digits(problem, capsys):
+def test_the_demo_is_right(problem, capsys):
     assert demo([problem, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["correct"] is True

@@ -63,8 +63,10 @@ if TYPE_CHECKING:
         apply_eos_masking,
         create_eos_mask,
         create_position_indices,
+        create_product_steps,
         detect_eos,
         extract_eos_probs,
+        select_answers,
     )
     from ttm_jax.optimizer import clip_by_global_norm, learning_rate_schedule, make_optimizer
     from ttm_jax.processing import (
@@ -152,6 +154,7 @@ __all__ = [
     "create_eos_mask",
     "create_eos_target",
     "create_position_indices",
+    "create_product_steps",
     "create_state",
     "create_target_mask",
     "detect_eos",
@@ -179,6 +182,7 @@ __all__ = [
     "process",
     "query_summarize",
     "read_operation",
+    "select_answers",
     "sequence_accuracy",
     "token_summarize",
     "tokens_to_string",
@@ -207,7 +211,7 @@ _NAMES = {
     "machine": "SimpleTokenTuringMachine SimpleTokenTuringMachineStep TokenTuringMachine TokenTuringMachineStep",
     "multiplier": (
         "DirectTransformer OutputHead TTMModel apply_digit_mask apply_eos_boost apply_eos_masking create_eos_mask "
-        "create_position_indices detect_eos extract_eos_probs"
+        "create_position_indices create_product_steps detect_eos extract_eos_probs select_answers"
     ),
     "losses": (
         "compute_ce_loss compute_eos_bce compute_masked_ce_loss compute_normalized_ce_loss compute_total_loss "

@@ -176,8 +176,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.model.schedule == "product" and "leading_zeros" in self.data.augment:
             raise ConfigError(
-                'data.augment must not have "leading_zeros" with model.schedule "product": each zero would be a digit '
-                "with steps of its own"
+                'data.augment must not have "leading_zeros" with model.schedule "product", where each zero would be a '
+                'digit with steps of its own; write data.augment = ["swap"]'
             )
         last = self.curriculum.last_stage
         if last >= len(self.data.stages):

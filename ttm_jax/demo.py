@@ -91,7 +91,7 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
 
 
 def load_demo(path: Path | None) -> Multiplier:
-    """The multiplier of a path; of the shipped checkpoint where None.
+    """The multiplier of a path; of `CHECKPOINT`, as shipped, where None.
 
     Raises:
         CheckpointError: saying, where there is nothing at the path, how to get a trained model.

@@ -3,7 +3,8 @@
 Shapes in names, here and in every module of this package and of its PyTorch twin:
 B batch, T steps, S sequence positions, N input tokens a step, M memory tokens, R read tokens,
 W writes, D width, H heads, K head width, F MLP width, V vocabulary, L layers. Where a function takes any set of
-tokens, N is the number of its tokens and Q the number it gives.
+tokens, N is the number of its tokens and Q the number it gives. Where a place of the answer may take several machine
+steps, T are its places and U the machine steps.
 """
 
 import math

@@ -48,11 +48,14 @@ def create_product_steps(inputs_BxS: Int[Array, "B S"]) -> Int[Array, "B U 3"]:
 def select_answers(
     config: ModelConfig, inputs_BxS: Int[Array, "B S"], steps_BxUxV: Float[Array, "B U V"], num_places: int
 ) -> Float[Array, "B T V"]:
-    """Of what the machine says at each step, what it says where it answers the first T places."""
+    """Of what the machine says at each step, what it says where it answers the first T places.
+
+    NaN at places that these steps do not answer: see `num_steps` of the model.
+    """
     if config.schedule == "digit":
         return steps_BxUxV
     answered_at_BxT = jnp.asarray(ANSWERED_AT)[_length_indices(inputs_BxS)][:, :num_places]
-    return jnp.take_along_axis(steps_BxUxV, answered_at_BxT[..., None], axis=1, mode="clip")
+    return jnp.take_along_axis(steps_BxUxV, answered_at_BxT[..., None], axis=1, mode="fill")
 
 
 def _length_indices(inputs_BxS: Int[Array, "B S"]) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
@@ -145,7 +148,7 @@ class TTMModel(nn.Module):
         """Logits [B, T, 13] of the first T = `num_steps` output positions (all S where None).
 
         Under the schedule "product" only problems whose operands have at most T - 1 digits together are worked out to
-        their end.
+        their end; what others lack is NaN.
 
         In training dropout is on and logits are as the head gives them; otherwise all positions after the
         first predicted EOS are EOS.

@@ -74,8 +74,10 @@ from ttm_torch.multiplier import (
     apply_eos_masking,
     create_eos_mask,
     create_position_indices,
+    create_product_steps,
     detect_eos,
     extract_eos_probs,
+    select_answers,
 )
 from ttm_torch.optimizer import Muon, Scheduler, learning_rate, make_optimizer, make_scheduler
 from ttm_torch.processing import (
@@ -164,6 +166,7 @@ __all__ = [
     "create_eos_mask",
     "create_eos_target",
     "create_position_indices",
+    "create_product_steps",
     "create_state",
     "create_target_mask",
     "detect_eos",
@@ -192,6 +195,7 @@ __all__ = [
     "process",
     "query_summarize",
     "read_operation",
+    "select_answers",
     "sequence_accuracy",
     "token_summarize",
     "tokens_to_string",

@@ -46,13 +46,17 @@ def create_product_steps(inputs_BxS: Tensor) -> Tensor:
 
 
 def select_answers(config: ModelConfig, inputs_BxS: Tensor, steps_BxUxV: Tensor, num_places: int) -> Tensor:
-    """Of what the machine says at each step, what it says where it answers the first T places [B, T, V]."""
+    """Of what the machine says at each step, what it says where it answers the first T places [B, T, V].
+
+    NaN at places that these steps do not answer: see `num_steps` of the model.
+    """
     if config.schedule == "digit":
         return steps_BxUxV
     answered_at = torch.as_tensor(ANSWERED_AT, device=inputs_BxS.device)
-    answered_at_BxT = answered_at[_length_indices(inputs_BxS)][:, :num_places].long()
-    answered_at_BxT = answered_at_BxT.clamp(max=steps_BxUxV.shape[1] - 1)
-    return steps_BxUxV.take_along_dim(answered_at_BxT[..., None], dim=1)
+    index_BxTx1 = answered_at[_length_indices(inputs_BxS)][:, :num_places, None].long()
+    U = steps_BxUxV.shape[1]
+    answers_BxTxV = steps_BxUxV.take_along_dim(index_BxTx1.clamp(max=U - 1), dim=1)
+    return answers_BxTxV.masked_fill(index_BxTx1 >= U, torch.nan)
 
 
 def _length_indices(inputs_BxS: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,7 +176,7 @@ class TTMModel(nn.Module):
         """Logits [B, T, 13] of the first T = `num_steps` output positions (all S where None).
 
         Under the schedule "product" only problems whose operands have at most T - 1 digits together are worked out to
-        their end.
+        their end; what others lack is NaN.
 
         In training mode dropout is on and logits are as the head gives them; in evaluation mode all positions after
         the first predicted EOS are EOS.

@@ -14,6 +14,7 @@ from ttm_jax.config import override
 from ttm_jax.fallback import OutOfMemory, StepPlan
 from ttm_jax.metrics import create_target_mask
 from ttm_jax.multiplication import MultiplicationDataset
+from ttm_jax.schedule import training_arrays
 from ttm_jax.state import create_state, loss_fn, train_step
 from ttm_jax.train import Trainer, main
 
@@ -77,8 +78,18 @@ def leaves(state):
     return [np.asarray(leaf) for leaf in jax.tree.leaves((state.params, state.opt_state, state.step))]
 
 
+@pytest.fixture(params=["digit", "product"])
+def task(request, exact_config, batch):
+    """A config and a batch; under "product" the problems have different numbers of steps and of digits."""
+    if request.param == "digit":
+        return exact_config, batch
+    config = override(exact_config, {"model.schedule": "product", "data.augment": "[]"})
+    return config, training_arrays(MultiplicationDataset(8, start_stage=2).batch(0, 0), config.model, 5)
+
+
 @pytest.mark.parametrize("options", [{"micro_batches": 4}, {"micro_batches": 8, "remat": "full"}])
-def test_a_step_in_parts_is_the_same_step(exact_config, batch, options):
+def test_a_step_in_parts_is_the_same_step(task, options):
+    exact_config, batch = task
     with jax.enable_x64(True):
         whole, expected = train_step(create_state(exact_config), batch)
         parts, metrics = train_step(create_state(exact_config), batch, **options)

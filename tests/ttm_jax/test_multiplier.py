@@ -1,6 +1,7 @@
 """The multiplier: place values, EOS masking, and what its forward pass depends on."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -267,7 +268,7 @@ def apply_products():
 def test_shapes_of_the_schedule_product(product_variables, apply_products):
     logits, carry_logits = apply_products(product_variables, INPUTS, num_steps=9, method="heads")
     assert (logits.shape, carry_logits.shape) == ((4, 18, VOCAB_SIZE), (4, 18, MAX_CARRY + 1))
-    assert apply_products(product_variables, INPUTS, num_steps=9).shape == (4, 9, VOCAB_SIZE)
+    assert apply_products(product_variables, INPUTS[:2], num_steps=9).shape == (2, 9, VOCAB_SIZE)
     assert apply_products(product_variables, INPUTS).shape == (4, 12, VOCAB_SIZE)
 
 
@@ -276,6 +277,24 @@ def test_a_problem_is_answered_the_same_however_many_places_are_asked_for(produc
     whole = apply_products(product_variables, INPUTS, method="raw_logits")
     part = apply_products(product_variables, INPUTS[:1], num_steps=4, method="raw_logits")
     np.testing.assert_allclose(part[0], whole[0, :4], atol=1e-5)
+
+
+def test_what_too_few_places_leave_unanswered_is_nan(product_variables, apply_products):
+    """Four of a product of 10 digits: the steps reach the tens, not another place's answer."""
+    whole = apply_products(product_variables, INPUTS, method="raw_logits")
+    with jax.debug_nans(False):
+        part = np.asarray(apply_products(product_variables, INPUTS, num_steps=4, method="raw_logits"))
+    np.testing.assert_allclose(part[0], whole[0, :4], atol=1e-5)
+    np.testing.assert_allclose(part[2, :2], whole[2, :2], atol=1e-5)
+    assert np.isnan(part[2, 2:]).all()
+
+
+def test_products_in_bfloat16_are_close_to_float32(product_variables, apply_products):
+    model = TTMModel(dataclasses.replace(PRODUCTS.config, dtype="bfloat16"))
+    ours = jax.jit(partial(model.apply, method="heads"))(product_variables, INPUTS)
+    for logits, exact in zip(ours, apply_products(product_variables, INPUTS, method="heads"), strict=True):
+        assert logits.dtype == jnp.float32
+        np.testing.assert_allclose(logits[..., :PAD_TOKEN], exact[..., :PAD_TOKEN], atol=0.1)
 
 
 def test_a_place_is_answered_at_its_last_product(product_variables, apply_products):

@@ -139,14 +139,21 @@ def test_running_sums_are_not_trained_on_carries(products):
         train_step(state, without)
 
 
-def test_micro_batches_of_running_sums_are_the_large_batch(products):
-    """Though their problems have different numbers of steps and of digits."""
+def test_products_without_a_carry_head_are_trained_on_the_answer_alone(products):
     config, batch = products
-    config = override(config, {"model.dropout_rate": "0.0"})
-    results = [train_step(create_state(config), batch, micro_batches=count) for count in (1, 4)]
-    (_, whole), (_, parts) = results
-    for name in ("loss", "grad_norm"):
-        assert parts[name] == pytest.approx(float(whole[name]), rel=1e-5)
+    state = create_state(override(config, {"model.carry_head": "false", "model.dropout_rate": "0.0"}))
+    logits = jax.jit(lambda p: state.model.apply({"params": p}, batch["inputs"], True, num_steps=5))(state.params)
+    answer = compute_total_loss(logits, jax.numpy.asarray(batch["targets"]))
+    assert train_step(state, batch)[1]["loss"] == pytest.approx(float(answer), rel=1e-5)
+
+
+def test_problems_that_do_not_fit_have_no_loss(products):
+    """Their answers beyond the last step are no number, and neither is what they would be trained by."""
+    config, batch = products
+    state = create_state(config)
+    assert (batch["targets"][:, 3] < 10).any(), "a product of four digits"
+    too_few = {"inputs": batch["inputs"], "targets": batch["targets"][:, :4]}
+    assert np.isnan(eval_step(state.model, state.params, too_few)["loss"])
 
 
 def test_an_evaluation_masks_what_follows_eos(tiny_config, batch):

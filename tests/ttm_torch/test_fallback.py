@@ -9,6 +9,7 @@ from ttm_jax.multiplication import MultiplicationDataset
 from ttm_torch.checkpoint import LATEST, find_checkpoint, load_state
 from ttm_torch.config import override
 from ttm_torch.metrics import create_target_mask
+from ttm_torch.schedule import training_arrays
 from ttm_torch.state import create_state, train_step_with_metrics
 from ttm_torch.train import main
 
@@ -36,8 +37,18 @@ def weights(state):
     return {name: tensor.numpy(force=True) for name, tensor in state.model.state_dict().items()}
 
 
+@pytest.fixture(params=["digit", "product"])
+def task(request, exact_config, batch):
+    """A config and a batch; under "product" the problems have different numbers of steps and of digits."""
+    if request.param == "digit":
+        return exact_config, batch
+    config = override(exact_config, {"model.schedule": "product", "data.augment": "[]"})
+    return config, training_arrays(MultiplicationDataset(8, start_stage=2).batch(0, 0), config.model, 5)
+
+
 @pytest.mark.parametrize("micro_batches", [2, 4, 8])
-def test_a_step_in_parts_is_the_same_step(exact_config, batch, micro_batches):
+def test_a_step_in_parts_is_the_same_step(task, micro_batches):
+    exact_config, batch = task
     states, told = [], []
     for parts in (1, micro_batches):
         state = create_state(exact_config)

@@ -14,11 +14,13 @@ _READ, _NEW, _WRONG, _INK, _FAINT = "#005ab5", "#b84a00", "#b0125b", "#1b1f24", 
 _ROW, _CELL = 0.34, 0.42  # inches
 _EXPLANATION = (
     "A row is {row}, and hands on nothing but its memory. "
-    "Memory wiped: the digit it writes\nwhen it finds the memory as it was at the start. Frames: the true carry, and "
+    "Memory wiped: the digit if memory\nwere, before each {unit}, as it was at the start. Frames: the true carry, and "
     "the digits that the column takes by hand."
 )
-_STEP = "a step: it sees the whole problem, writes one digit, units first"
-_PRODUCTS = "a digit, units first: a step for each product of its column, which sees the whole problem"
+_STEP = dict(row="a step: it sees the whole problem, writes one digit, units first", unit="step")
+_PRODUCTS = dict(
+    row="a digit, units first: a step for each product of its column, which sees the whole problem", unit="product"
+)
 
 
 class PictureError(OSError):
@@ -48,7 +50,7 @@ def _save_png(path: Path, trace: Trace) -> None:
 
     rows = len(trace.steps)
     panels = [(_draw_sums, 5.6), (_draw_reads, _CELL * len(trace.operand_tokens))]
-    if trace.origin_TxU is not None:
+    if trace.origin_TxW is not None:
         panels.append((_draw_origins, _CELL * rows))
     if trace.carry_probabilities_TxC is not None:
         panels.insert(1, (_draw_carries, min(0.26 * len(_shown_carries(trace)), 5.0)))
@@ -67,7 +69,7 @@ def _save_png(path: Path, trace: Trace) -> None:
             axis.xaxis.tick_top()
         _draw_memory(lower, trace)
         upper.suptitle(_title(trace), fontsize=14, fontweight="bold", x=0.01, ha="left")
-        explanation = _EXPLANATION.format(row=_STEP if trace.sums is None else _PRODUCTS)
+        explanation = _EXPLANATION.format(**(_PRODUCTS if trace.schedule == "product" else _STEP))
         lower.supxlabel(explanation, fontsize=10, x=0.01, ha="left")
         figure.savefig(path, dpi=110, facecolor="white")
         plt.close(figure)
@@ -102,9 +104,8 @@ def _draw_sums(axis: Any, trace: Trace) -> None:
 
 
 def _shown_carries(trace: Trace) -> np.ndarray:
-    """Carries from 0 to the largest that is true or likely; past the last column nothing is carried."""
-    assert trace.carry_probabilities_TxC is not None
-    held_T = [trace.carry_probabilities_TxC[step].argmax() for step in trace.steps if trace.terms(step)]
+    """Carries from 0 to the largest that is true or likely."""
+    held_T = [held[0] for held in map(trace.held_carry, trace.steps) if held]
     largest = max(0, *held_T, *trace.carries_T)
     return np.arange(max(largest + 2, 6))
 
@@ -112,8 +113,11 @@ def _shown_carries(trace: Trace) -> np.ndarray:
 def _draw_carries(axis: Any, trace: Trace) -> None:
     assert trace.carry_probabilities_TxC is not None
     carries = _shown_carries(trace)
-    _heat(axis, trace.carry_probabilities_TxC[:, : len(carries)], _NEW)
-    for step in trace.steps:
+    in_product = [step for step in trace.steps if trace.is_in_product(step)]
+    shown_TxC = np.zeros((len(trace.steps), len(carries)))
+    shown_TxC[in_product] = trace.carry_probabilities_TxC[in_product, : len(carries)]
+    _heat(axis, shown_TxC, _NEW)
+    for step in in_product:
         axis.add_patch(_frame(trace.carries_T[step], step))
     every = 1 if len(carries) <= 12 else 5
     axis.set_xticks(carries[::every])
@@ -131,11 +135,11 @@ def _draw_reads(axis: Any, trace: Trace) -> None:
 
 
 def _draw_origins(axis: Any, trace: Trace) -> None:
-    origin_TxU = trace.read_written_TxU
-    assert origin_TxU is not None
-    _heat(axis, origin_TxU, _READ)
-    _number(axis, origin_TxU)
-    axis.set_xticks(range(origin_TxU.shape[1]), ["start", *map(str, range(1, origin_TxU.shape[1]))])
+    origin_TxW = trace.read_written_TxW
+    assert origin_TxW is not None
+    _heat(axis, origin_TxW, _READ)
+    _number(axis, origin_TxW)
+    axis.set_xticks(range(origin_TxW.shape[1]), ["start", *map(str, range(1, origin_TxW.shape[1]))])
     axis.set_title("% from memory, by the\nstep that had written it", fontsize=10)
 
 

@@ -45,8 +45,7 @@ def column_text(trace: Trace, step: int) -> str:
 
 def _digits(trace: Trace) -> Iterable[RenderableType]:
     table = _table("step", "digit", "sure", "column by hand", "carry")
-    carries_TxC = trace.carry_probabilities_TxC
-    if carries_TxC is not None:
+    if trace.carry_probabilities_TxC is not None:
         table.add_column("it holds", justify="right")
     table.add_column("wiped", justify="right")
     for step in trace.steps:
@@ -58,15 +57,22 @@ def _digits(trace: Trace) -> Iterable[RenderableType]:
             by_hand,
             str(trace.carries_T[step]) if by_hand else "",
         ]
-        if carries_TxC is not None:
-            carry = int(carries_TxC[step].argmax())
-            style = "" if carry == trace.carries_T[step] else "red"
-            cells.append(Text(f"{carry} at {100 * carries_TxC[step, carry]:.0f} %", style))
+        if trace.carry_probabilities_TxC is not None:
+            cells.append(_held_carry(trace, step))
         table.add_row(*cells, _checked(trace.wiped_T[step], trace.targets_T[step], ""))
-    held = "" if carries_TxC is None else ", and the carry that it holds for the next step"
+    held = "" if trace.carry_probabilities_TxC is None else ", and the carry that it holds for the next step"
     yield Text(f"\nThe answer, units first{held}", "bold")
     yield table
-    yield Text("wiped: the digit that the step writes when its memory is as it was at the start", "dim")
+    each = "each product" if trace.schedule == "product" else "each step"
+    yield Text(f"wiped: the digit if memory were, before {each}, as it was at the start", "dim")
+
+
+def _held_carry(trace: Trace, step: int) -> Text:
+    held = trace.held_carry(step)
+    if held is None:
+        return Text()
+    carry, probability = held
+    return Text(f"{carry} at {100 * probability:.0f} %", "" if carry == trace.carries_T[step] else "red")
 
 
 def _sums(trace: Trace) -> Iterable[RenderableType]:
@@ -88,10 +94,10 @@ def _sums(trace: Trace) -> Iterable[RenderableType]:
 def _where_it_looked(trace: Trace) -> Iterable[RenderableType]:
     columns = [*trace.operand_tokens, " rest"]
     memory = trace.read_TxM.sum(axis=1, keepdims=True)
-    if trace.read_written_TxU is None:
+    if trace.read_written_TxW is None:
         columns.append(" memory")
     else:
-        memory = trace.read_written_TxU
+        memory = trace.read_written_TxW
         columns += [" start", *map(str, range(1, memory.shape[1]))]
     shares = np.concatenate([trace.read_operands_TxN, trace.read_filler_T[:, None], memory], axis=1)
     table = _table("", *(name.rjust(3) for name in columns), padding=0)  # 5 x 5 digits fit 80 columns
@@ -99,7 +105,9 @@ def _where_it_looked(trace: Trace) -> Iterable[RenderableType]:
         table.add_row(f"{step + 1:>2} ", *(_percent(share) for share in shares[step]))
     yield Text("\nWhere each step looked, % of its read", "bold")
     yield table
-    by_step = "" if trace.origin_TxU is None else ", by the step that wrote it"
+    if trace.schedule == "product":
+        yield Text("a line is the mean over the machine steps of its column, one for each product", "dim")
+    by_step = "" if trace.origin_TxW is None else ", by the step that wrote it"
     yield Text(f"rest: end mark and padding; to its right: memory{by_step}", "dim")
 
 

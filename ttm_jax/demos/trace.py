@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ttm_jax.config import ScheduleName
 from ttm_jax.demos.problem import was_trained
 from ttm_jax.inference import Multiplier
 from ttm_jax.multiplication import encode_answers, encode_problems, schoolbook_carries
@@ -37,11 +38,13 @@ class Trace:
 
     Attributes:
         a, b: the operands.
+        schedule: that of the network; under "product" a step is a machine step for each product of its column.
         seconds: from the question to the answer, without compilation and without what looks inside.
         trained: as `was_trained` says.
         tokens_T, probabilities_T: what the network wrote, least significant digit first, and how sure it was.
         targets_T: what would have been right.
-        wiped_T, wiped_probabilities_T: what the same network writes where its memory is wiped before every step.
+        wiped_T, wiped_probabilities_T: what the same network writes where its memory is wiped before every
+            machine step.
         carry_probabilities_TxC: of the carry out of each place, by the carry head; None where there is none.
         carries_T: the true ones.
         sums: of each step the sums of its column that the network held after each of its products, by its heads; None
@@ -49,12 +52,13 @@ class Trace:
         read_TxM, read_TxS: where the read looked: the mean weights of its R tokens on memory and on input tokens.
         kept_TxM: of each memory token that a step wrote, the share that comes from memory; the rest is new, from
             that step's output and input. None under "erase_add", whose memory is no mean of tokens.
-        origin_TxU: of what a step read: the share that was in memory from the start (u = 0) or was written at step
-            u (counted from 1; U = T + 1); at its own too, where it is several machine steps. None where `kept_TxM` is.
+        origin_TxW: of what a step read: the share that was in memory from the start (w = 0) or was written at step
+            w (counted from 1; W = T + 1); at its own too, where it is several machine steps. None where `kept_TxM` is.
     """
 
     a: int
     b: int
+    schedule: ScheduleName
     seconds: float
     trained: str
     tokens_T: np.ndarray
@@ -68,7 +72,7 @@ class Trace:
     read_TxM: np.ndarray
     read_TxS: np.ndarray
     kept_TxM: np.ndarray | None
-    origin_TxU: np.ndarray | None
+    origin_TxW: np.ndarray | None
 
     @property
     def steps(self) -> range:
@@ -98,11 +102,11 @@ class Trace:
         return self.read_TxS[:, : len(self.operand_tokens)]
 
     @property
-    def read_written_TxU(self) -> np.ndarray | None:
-        """`origin_TxU` without its last column where nothing was read of it, as where a step is one machine step."""
-        if self.origin_TxU is None or self.origin_TxU[:, -1].any():
-            return self.origin_TxU
-        return self.origin_TxU[:, :-1]
+    def read_written_TxW(self) -> np.ndarray | None:
+        """`origin_TxW` without its last column where nothing was read of it, as where a step is one machine step."""
+        if self.origin_TxW is None or self.origin_TxW[:, -1].any():
+            return self.origin_TxW
+        return self.origin_TxW[:, :-1]
 
     @property
     def read_filler_T(self) -> np.ndarray:
@@ -130,6 +134,20 @@ class Trace:
         """The carry into a column, and its sum after each of its products."""
         return list(accumulate((x * y for x, y in self.terms(step)), initial=self.carry_in(step)))
 
+    def is_in_product(self, step: int) -> bool:
+        """Whether there is anything in a column by hand: products, or what is carried into it."""
+        return bool(self.terms(step)) or self.carry_in(step) > 0
+
+    def held_carry(self, step: int) -> tuple[int, float] | None:
+        """The carry that the network held for the next step, and its probability.
+
+        None without a carry head, and past the product, where training asks for none.
+        """
+        if self.carry_probabilities_TxC is None or not self.is_in_product(step):
+            return None
+        probabilities_C = self.carry_probabilities_TxC[step]
+        return int(probabilities_C.argmax()), float(probabilities_C.max())
+
     def held_sums(self, step: int) -> list[tuple[int, bool]]:
         """The sums that the network held after each product of a column, and whether each is right."""
         if self.sums is None:
@@ -144,6 +162,7 @@ class Trace:
             "answer": self.answer,
             "product": self.product,
             "correct": self.correct,
+            "schedule": self.schedule,
             "trained": self.trained,
             "seconds": self.seconds,
             "operands": self.operand_tokens,
@@ -151,10 +170,7 @@ class Trace:
         }
 
     def _step(self, step: int) -> dict[str, Any]:
-        carry = None
-        if self.carry_probabilities_TxC is not None:
-            probabilities_C = self.carry_probabilities_TxC[step]
-            carry = {"value": int(probabilities_C.argmax()), "probability": _round(probabilities_C.max())}
+        carry = self.held_carry(step)
         return {
             "place": place_name(step),
             "digit": symbol(self.tokens_T[step]),
@@ -165,7 +181,7 @@ class Trace:
             "carry_in": self.carry_in(step),
             "sum": self.column_sum(step),
             "carry": int(self.carries_T[step]),
-            "network_carry": carry,
+            "network_carry": None if carry is None else {"value": carry[0], "probability": _round(carry[1])},
             "network_sums": None if self.sums is None else [held for held, _ in self.held_sums(step)],
             "sums": self.running_sums(step)[1:],
             "wiped": {"digit": symbol(self.wiped_T[step]), "probability": _round(self.wiped_probabilities_T[step])},
@@ -173,7 +189,7 @@ class Trace:
             "read_filler": _round(self.read_filler_T[step]),
             "read_memory": _round(self.read_TxM[step]),
             "kept": None if self.kept_TxM is None else _round(self.kept_TxM[step]),
-            "origin": None if self.origin_TxU is None else _round(self.origin_TxU[step]),
+            "origin": None if self.origin_TxW is None else _round(self.origin_TxW[step]),
         }
 
 
@@ -190,16 +206,17 @@ def trace(multiplier: Multiplier, a: int, b: int) -> Trace:
     inside = jax.tree.map(lambda values: values[0], inside)
     M = multiplier.config.model.memory_size
     places = steps_of_places(multiplier.config.model.schedule, len(str(a)), len(str(b)))[:T]
-    read_NxX = inside.read.mean(axis=1)  # of all N machine steps
-    read_TxX = np.stack([read_NxX[steps].mean(axis=0) for steps in places])
+    read_UxX = inside.read.mean(axis=1)  # of all U machine steps
+    read_TxX = np.stack([read_UxX[steps].mean(axis=0) for steps in places])
     kept = origin = None
     if inside.write is not None:
-        kept_NxMxM = inside.write[:, :, :M]
-        kept = np.stack([_in_turn(kept_NxMxM[steps]).sum(axis=1) for steps in places])
-        origin = _by_place(_origins(read_NxX[:, :M], kept_NxMxM), places)
+        kept_UxMxM = inside.write[:, :, :M]
+        kept = np.stack([_in_turn(kept_UxMxM[steps]).sum(axis=1) for steps in places])
+        origin = _by_place(_origins(read_UxX[:, :M], kept_UxMxM), places)
     return Trace(
         a,
         b,
+        multiplier.config.model.schedule,
         seconds,
         was_trained(multiplier.config, a, b),
         tokens_1xS[0, :T],
@@ -230,8 +247,8 @@ def symbol(token: int) -> str:
 class _Inside(NamedTuple):
     """Of all S places: probabilities of carries [B, S, C], and of tokens with the memory wiped [B, S, V].
 
-    Of all N machine steps: the column's sum [B, N] by the heads; the weights of reads [B, N, R, M + S], on
-    [memory ; input], and of writes [B, N, M, M + R + S], on [memory ; output ; input].
+    Of all U machine steps: the column's sum [B, U] by the heads; the weights of reads [B, U, R, M + S], on
+    [memory ; input], and of writes [B, U, M, M + R + S], on [memory ; output ; input].
     """
 
     carries: Any
@@ -245,11 +262,11 @@ class _Inside(NamedTuple):
 def _look_inside(model: TTMModel, variables: dict, inputs_BxS: jax.Array) -> _Inside:
     config = dataclasses.replace(model.config, remat="none")
     heads: Any = TTMModel(config).apply(variables, inputs_BxS, method="heads", mutable=["intermediates"])
-    (logits_BxNxV, carry_logits), sown = heads
+    (logits_BxUxV, carry_logits), sown = heads
     sums = None
     if carry_logits is not None:
         if config.schedule == "product":
-            sums = 10 * carry_logits.argmax(axis=-1) + logits_BxNxV[..., :TIMES_TOKEN].argmax(axis=-1)
+            sums = 10 * carry_logits.argmax(axis=-1) + logits_BxUxV[..., :TIMES_TOKEN].argmax(axis=-1)
         carry_logits = select_answers(config, inputs_BxS, carry_logits, config.seq_len)
     step = sown.get("intermediates", {}).get("machine", {}).get("step", {})
     # With no write, every step starts from the memory that the first one starts from.
@@ -269,7 +286,7 @@ def _look_inside(model: TTMModel, variables: dict, inputs_BxS: jax.Array) -> _In
         None if carry_logits is None else jax.nn.softmax(carry_logits),
         sums,
         jax.nn.softmax(wiped),
-        *(w if w is None else jnp.broadcast_to(w, (*logits_BxNxV.shape[:2], *w.shape[-2:])) for w in (read, write)),
+        *(w if w is None else jnp.broadcast_to(w, (*logits_BxUxV.shape[:2], *w.shape[-2:])) for w in (read, write)),
     )
 
 
@@ -291,24 +308,24 @@ def _summary_weights(kind: str, sown: Any, k: int, N: int) -> jax.Array:
 def _origins(read_TxM: np.ndarray, kept_TxMxM: np.ndarray) -> np.ndarray:
     """What was read from memory, by the step that wrote it: [T, T + 1], column 0 for what was there at the start."""
     T, M = read_TxM.shape
-    origin_TxU = np.zeros((T, T + 1))
-    made_MxU = np.zeros((M, T + 1))
-    made_MxU[:, 0] = 1
+    origin_TxW = np.zeros((T, T + 1))
+    made_MxW = np.zeros((M, T + 1))
+    made_MxW[:, 0] = 1
     for step in range(T):
-        origin_TxU[step] = read_TxM[step] @ made_MxU
-        made_MxU = kept_TxMxM[step] @ made_MxU
-        made_MxU[:, step + 1] = 1 - kept_TxMxM[step].sum(axis=1)
-    return origin_TxU
+        origin_TxW[step] = read_TxM[step] @ made_MxW
+        made_MxW = kept_TxMxM[step] @ made_MxW
+        made_MxW[:, step + 1] = 1 - kept_TxMxM[step].sum(axis=1)
+    return origin_TxW
 
 
-def _in_turn(kept_NxMxM: np.ndarray) -> np.ndarray:
+def _in_turn(kept_UxMxM: np.ndarray) -> np.ndarray:
     """What of each memory token is left of each after several writes: [M, M]."""
-    return reduce(lambda made, kept: kept @ made, kept_NxMxM)
+    return reduce(lambda made, kept: kept @ made, kept_UxMxM)
 
 
-def _by_place(origin_NxU: np.ndarray, places: Sequence[slice]) -> np.ndarray:
+def _by_place(origin_UxW: np.ndarray, places: Sequence[slice]) -> np.ndarray:
     """What was read from memory at each place, by the place at which it was written: [T, T + 1]."""
-    rows = np.stack([origin_NxU[steps].mean(axis=0) for steps in places])
+    rows = np.stack([origin_UxW[steps].mean(axis=0) for steps in places])
     written = [rows[:, 1:][:, steps].sum(axis=1) for steps in places]
     return np.stack([rows[:, 0], *written], axis=1)
 

@@ -15,6 +15,7 @@ from ttm_jax.demos.trace import trace
     [
         dict(read="mlp", write="mlp", memory_size=96, process_size=16),
         dict(read="mlp", write="erase_add", carry_head=False),
+        dict(schedule="product", carry_head=True),
     ],
 )
 def test_png(fields, make_multiplier, tmp_path):

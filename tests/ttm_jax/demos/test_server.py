@@ -193,6 +193,34 @@ def test_a_phone_in_light_and_dark(scheme, address, visit):
     assert (max(channels) < 64) if scheme == "dark" else (min(channels) > 192)
 
 
+@pytest.mark.parametrize(
+    ("fields", "sums", "products"),
+    [
+        (dict(schedule="product", carry_head=True), True, True),
+        (dict(schedule="product", carry_head=False), False, True),
+        (dict(carry_head=True), False, False),
+    ],
+)
+def test_a_row_of_several_machine_steps_says_so(fields, sums, products, make_multiplier, visit, tmp_path):
+    from ttm_jax.demos.picture import save_picture
+    from ttm_jax.demos.trace import trace
+
+    path = tmp_path / "memory.html"
+    result = trace(make_multiplier(**fields), 123, 45)
+    save_picture(path, result)
+    page = visit(path.as_uri())
+    assert page.locator("#products-note").is_visible() is products
+    assert page.locator("#sums-note").is_visible() is sums
+    head = page.locator("#table thead th").all_inner_texts()
+    assert ("its sums" in head, "it holds" in head) == (sums, fields["carry_head"])
+    widths = page.locator("#table tr").evaluate_all("rows => rows.map((row) => row.cells.length)")
+    assert widths == [len(head)] * (1 + len(result.steps))
+    if sums:
+        column = page.locator(f"#table tbody tr td:nth-child({head.index('its sums') + 1})").all_inner_texts()
+        told = [" ".join(f"{held}{'' if right else ' ✗'}" for held, right in result.held_sums(t)) for t in result.steps]
+        assert column == told
+
+
 def test_the_page_in_a_file(multiplier, visit, tmp_path):
     from ttm_jax.demos.picture import save_picture
     from ttm_jax.demos.trace import trace

@@ -62,6 +62,14 @@ def test_the_sums_of_each_product(make_multiplier, text):
     lines = [line.rstrip() for line in shown.splitlines() if line.startswith(" 5 ")]
     assert f" 5  {result.carry_in(4)} {line}" in lines
     assert len(lines) == 4, "a line in each block"
+    assert "a line is the mean over the machine steps of its column" in shown
+    assert "before each product, as it was at the start" in shown
+
+
+def test_a_step_that_is_one_machine_step(multiplier, text):
+    shown = text(render(trace(multiplier, 123, 45)))
+    assert "the mean over" not in shown
+    assert "before each step, as it was at the start" in shown
 
 
 def test_what_is_not_there_is_not_shown(make_multiplier, text):
@@ -69,6 +77,9 @@ def test_what_is_not_there_is_not_shown(make_multiplier, text):
     assert "it holds" not in bare
     assert "the sum that it held" not in bare
     assert "new after the step" not in bare
+    products = text(render(trace(make_multiplier(schedule="product", carry_head=False), 12, 34)))
+    assert "the sum that it held" not in products
+    assert "a line is the mean over the machine steps" in products
 
 
 def test_columns_by_hand(multiplier):

@@ -71,10 +71,10 @@ def test_shares_are_shares(result):
     )
     assert result.operand_tokens == ["1", "2", "3", "×", "4", "5"]
     assert ((result.kept_TxM > 0) & (result.kept_TxM < 1)).all()
-    np.testing.assert_allclose(result.origin_TxU.sum(axis=1), result.read_TxM.sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(result.origin_TxW.sum(axis=1), result.read_TxM.sum(axis=1), rtol=1e-5)
     for step in result.steps:
-        assert (result.origin_TxU[step, : step + 1] > 0).all()
-        assert (result.origin_TxU[step, step + 1 :] == 0).all()
+        assert (result.origin_TxW[step, : step + 1] > 0).all()
+        assert (result.origin_TxW[step, step + 1 :] == 0).all()
     assert result.carry_probabilities_TxC.shape == (len(result.tokens_T), 45)
     np.testing.assert_allclose(result.carry_probabilities_TxC.sum(axis=1), 1, rtol=1e-5)
 
@@ -110,7 +110,7 @@ def test_modes_whose_shares_are_known(make_multiplier):
     expected[0, 0] = 4 / 16
     for step in range(1, T):
         expected[step, max(step - 1, 0)] = expected[step, step] = 2 / 16
-    np.testing.assert_allclose(queue.origin_TxU, expected)
+    np.testing.assert_allclose(queue.origin_TxW, expected)
 
 
 def test_a_place_of_several_machine_steps(make_multiplier):
@@ -129,7 +129,7 @@ def test_a_place_of_several_machine_steps(make_multiplier):
     expected[1, [0, 1, 2]] = [1 / 16, 2 / 16, 1 / 16]  # the mean of (start 2, units 2) and (units 2, tens 2)
     expected[2, 2] = 4 / 16
     expected[3, [2, 3]] = [2 / 16, 2 / 16]
-    np.testing.assert_allclose(result.origin_TxU[:4], expected)
+    np.testing.assert_allclose(result.origin_TxW[:4], expected)
     assert result.carry_probabilities_TxC.shape == (T, 45)
     assert result.running_sums(1) == [4, 60, 84]
     (logits, carry_logits) = multiplier.model.apply(
@@ -145,7 +145,7 @@ def test_a_place_of_several_machine_steps(make_multiplier):
 def test_a_memory_that_is_never_written(make_multiplier):
     never = trace(make_multiplier(read="query", write="none"), 12, 34)
     assert (never.kept_TxM == 1).all()
-    np.testing.assert_allclose(never.origin_TxU[:, 0], never.read_TxM.sum(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(never.origin_TxW[:, 0], never.read_TxM.sum(axis=1), rtol=1e-5)
     assert never.wiped_T.tolist() == never.tokens_T.tolist()
     np.testing.assert_allclose(never.read_TxM.sum(axis=1) + never.read_TxS.sum(axis=1), 1, rtol=1e-5)
 
@@ -154,10 +154,28 @@ def test_what_a_network_does_not_have(make_multiplier):
     bare = trace(make_multiplier(read="mlp", write="erase_add", carry_head=False), 12, 34)
     assert bare.carry_probabilities_TxC is None
     assert bare.kept_TxM is None
-    assert bare.origin_TxU is None
+    assert bare.origin_TxW is None
     step = bare.to_dict()["steps"][0]
     assert (step["network_carry"], step["network_sums"]) == (None, None)
     assert (step["kept"], step["origin"]) == (None, None)
+
+
+def test_products_without_a_carry_head(make_multiplier):
+    result = trace(make_multiplier(schedule="product", carry_head=False), 12, 34)
+    assert (result.schedule, result.sums, result.held_carry(0)) == ("product", None, None)
+    values = result.to_dict()
+    assert (values["schedule"], values["steps"][0]["network_sums"]) == ("product", None)
+
+
+def test_no_carry_is_held_past_the_product(make_multiplier):
+    multiplier = make_multiplier(read="mlp", write="mlp", carry_head=True)
+    params = jax.tree.map(np.array, multiplier.variables["params"])
+    params["head"]["digit_head"]["bias"][7] += 100  # it never ends
+    result = trace(dataclasses.replace(multiplier, variables={"params": params}), 5, 7)
+    assert [result.held_carry(step) is None for step in result.steps] == [False, False, *[True] * 10]
+    held = result.carry_probabilities_TxC[1]
+    assert result.held_carry(1) == (held.argmax(), held.max())
+    assert [step["network_carry"] is None for step in result.to_dict()["steps"][:3]] == [False, False, True]
 
 
 def test_as_plain_values(result):
