@@ -17,7 +17,7 @@ from parity.cases import data, machine, scenic, training
 from parity.cases import weights as weight_cases
 from parity.compare import Case, Row
 from ttm_jax import multiplication
-from ttm_torch import layers, losses, memory
+from ttm_torch import layers, losses, memory, multiplier
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +92,7 @@ def _saved_in_half() -> AbstractContextManager:
 
 _MACHINE = next(case for case in machine.CASES if case.name == "gradients/mlp-mlp-transformer")
 _TRAINING = next(case for case in training.CASES if case.name == "training/mlp-mlp-transformer")
+_PRODUCTS = next(case for case in training.CASES if case.name == "training/schedule-product")
 _OPTIMIZER = next(case for case in training.CASES if case.name == "optimizer/adam")
 _SCENIC = next(case for case in scenic.CASES if case.stem == "unit_TL_transformer_pos")
 _BATCHES, _HELD_OUT = (next(case for case in data.CASES if case.name == f"data/{of}") for of in ("batches", "held_out"))
@@ -100,6 +101,10 @@ _WEIGHTS = weight_cases.CASES[0]
 
 def _swapped(memory_BxMxD: Tensor, output_BxRxD: Tensor, input_BxNxD: Tensor) -> Tensor:
     return torch.cat([memory_BxMxD, input_BxNxD, output_BxRxD], dim=1)
+
+
+def _exchanged(inputs_BxS: Tensor) -> Tensor:
+    return ttm_torch.create_product_steps(inputs_BxS)[..., [0, 2, 1]]
 
 
 CASES = (
@@ -145,6 +150,12 @@ CASES = (
         "the loss of EOS x 0.1001 for 0.1",
         lambda: patch.object(losses, "EOS_LOSS_SCALE", 0.1001),
         _TRAINING,
+    ),
+    MutationCase(
+        "product-steps",
+        "the two digits of each step exchanged",
+        lambda: patch.object(multiplier, "create_product_steps", _exchanged),
+        _PRODUCTS,
     ),
     MutationCase("adam-epsilon", "Adam's epsilon x 1.01", _epsilon_of_adam, _OPTIMIZER),
     MutationCase(

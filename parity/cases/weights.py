@@ -11,7 +11,7 @@ import numpy as np
 import ttm_jax
 import ttm_torch
 from parity import weights
-from parity.cases.training import SMALL, multiplier_params
+from parity.cases.training import PRODUCTS, SMALL, multiplier_params
 from parity.compare import Row, identical, row
 from parity.twins import as_arrays
 
@@ -21,6 +21,7 @@ _CONFIGS = (
     dataclasses.replace(SMALL, read="query", write="query", num_layers=2),
     dataclasses.replace(SMALL, write="erase_add", processing="mixer"),
     dataclasses.replace(SMALL, read="pooling", write="none", processing="mlp"),
+    PRODUCTS,
 )
 
 
