@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ttm_jax.layers import Dtype, FeedForward, at_least_float32
+from ttm_jax.layers import Dtype, FeedForward, LayerNorm, at_least_float32
 
 QUERY_BLOCK = 256  # at most so many queries attend at a time, so that scores take memory C, not C^2
 ROTARY_BASE = 10_000.0
@@ -51,12 +51,12 @@ class CausalTransformer(nn.Module):
         keys, values = list(cache.keys), list(cache.values)
         for layer in range(self.num_layers):
             attention = CachedAttention(self.num_heads, **dtypes, name=f"attention_{layer}")
-            y = nn.LayerNorm(**dtypes, name=f"attention_norm_{layer}")(x)
+            y = LayerNorm(**dtypes, name=f"attention_norm_{layer}")(x)
             y, keys[layer], values[layer] = attention(y, keys[layer], values[layer], cache.length)
             x = x + y
-            y = nn.LayerNorm(**dtypes, name=f"mlp_norm_{layer}")(x)
+            y = LayerNorm(**dtypes, name=f"mlp_norm_{layer}")(x)
             x = x + FeedForward(self.mlp_dim, None, **dtypes, name=f"mlp_{layer}")(y)
-        outputs_BxQxD = nn.LayerNorm(**dtypes, name="norm")(x)
+        outputs_BxQxD = LayerNorm(**dtypes, name="norm")(x)
         return outputs_BxQxD, Cache(tuple(keys), tuple(values), cache.length + tokens_BxQxD.shape[1])
 
     def empty_cache(self, batch_size: int, capacity: int, width: int, dtype: Dtype = jnp.float32) -> Cache:

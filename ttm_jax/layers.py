@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 Dtype = Any
+LAYER_NORM_EPS = 1e-6
 
 _xavier = nn.initializers.xavier_uniform()
 
@@ -28,6 +29,65 @@ def apply(module: nn.Module, params: Any, *inputs: jax.Array, method: str | None
 def at_least_float32(x: jax.Array) -> jax.Array:
     """`x` in float32, or as it is where its dtype is wider: for softmax and memory under bfloat16."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+class LayerNorm(nn.Module):
+    """Flax's `LayerNorm` of the last axis, [..., D] to [..., D], with a gradient that takes less time on a CPU.
+
+    Statistics are in float32 at least.
+    """
+
+    dtype: Dtype = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale_D = self.param("scale", nn.initializers.ones, x.shape[-1:], self.param_dtype)
+        bias_D = self.param("bias", nn.initializers.zeros, x.shape[-1:], self.param_dtype)
+        dtype = jnp.result_type(x, scale_D, bias_D)
+        wide = jnp.promote_types(dtype, jnp.float32)
+        y = _layer_norm(*(array.astype(wide) for array in (x, scale_D, bias_D)))
+        return y.astype(dtype if self.dtype is None else self.dtype)
+
+
+@jax.custom_jvp
+def _layer_norm(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array) -> jax.Array:
+    mean, rstd = _statistics(x)
+    axes = range(x.ndim - 1)
+    return (x - mean) * (rstd * jnp.expand_dims(scale_D, axes)) + jnp.expand_dims(bias_D, axes)
+
+
+@_layer_norm.defjvp
+def _layer_norm_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+    """Sums and what spreads a vector are products with ones, as are their transposes in the gradient then.
+
+    XLA multiplies on a CPU in a fraction of the time that its own gradient of the layer takes.
+    """
+    x, scale_D, bias_D = primals
+    x_dot, scale_dot_D, bias_dot_D = tangents
+    mean, rstd = _statistics(x)
+    normal = (x - mean) * rstd
+    *rows, D = x.shape
+    ones_D, ones_N = jnp.ones(D, x.dtype), jnp.ones(math.prod(rows), x.dtype)
+    product = partial(jnp.matmul, precision="highest")
+
+    def spread(values_N: jax.Array, values_D: jax.Array) -> jax.Array:
+        return product(values_N[:, None], values_D[None]).reshape(x.shape)
+
+    def average(y: jax.Array) -> jax.Array:
+        return spread(product(y.reshape(-1, D), ones_D / D), ones_D)
+
+    normal_dot = rstd * (x_dot - average(x_dot) - normal * average(normal * x_dot))
+    scale = jnp.expand_dims(scale_D, range(len(rows)))
+    y_dot = normal_dot * scale + normal * spread(ones_N, scale_dot_D) + spread(ones_N, bias_dot_D)
+    return _layer_norm(x, scale_D, bias_D), y_dot
+
+
+def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean of the last axis and one by its standard deviation, [..., 1] each."""
+    mean = x.mean(axis=-1, keepdims=True)
+    variance = jnp.maximum((x * x).mean(axis=-1, keepdims=True) - mean * mean, 0.0)
+    return mean, jax.lax.rsqrt(variance + LAYER_NORM_EPS)
 
 
 class FeedForward(nn.Module):

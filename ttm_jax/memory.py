@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ttm_jax.layers import Dtype, FeedForward, Positions, apply, at_least_float32
+from ttm_jax.layers import Dtype, FeedForward, LayerNorm, Positions, apply, at_least_float32
 from ttm_jax.summarize import BOTTLENECK_DIM, SUMMARIZERS, make_summarizer, normalize_weights
 
 READS = SUMMARIZERS
@@ -153,12 +153,12 @@ class EraseAddWrite(nn.Module):
             selected, control = jnp.split(all_tokens, [memory_BxMxD.shape[1]], axis=1)
 
         mlp = partial(FeedForward, BOTTLENECK_DIM, dropout_rate=self.dropout_rate, **dtypes)
-        logits_BxMxW = mlp(NUM_WRITES, name="select")(nn.LayerNorm(**dtypes, name="select_norm")(selected), train)
+        logits_BxMxW = mlp(NUM_WRITES, name="select")(LayerNorm(**dtypes, name="select_norm")(selected), train)
         weights_BxWxM = normalize_weights(jnp.swapaxes(logits_BxMxW, 1, 2))
         self.sow("intermediates", "weights", weights_BxWxM)
 
         def vectors(name: str) -> jax.Array:
-            mixed = nn.LayerNorm(**dtypes, name=f"{name}_norm")(control)
+            mixed = LayerNorm(**dtypes, name=f"{name}_norm")(control)
             mixed = mlp(NUM_WRITES, name=f"{name}_tokens")(jnp.swapaxes(mixed, 1, 2), train)
             return at_least_float32(mlp(name=f"{name}_channels")(jnp.swapaxes(mixed, 1, 2), train))
 

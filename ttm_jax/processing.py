@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ttm_jax.layers import Dtype, FeedForward, MultiHeadAttention, Positions, apply
+from ttm_jax.layers import Dtype, FeedForward, LayerNorm, MultiHeadAttention, Positions, apply
 
 PROCESSING_UNITS = ("transformer", "mixer", "mlp")
 TOKEN_MIXING_DIM = 128  # hidden width of the Mixer's token-mixing MLP (Scenic)
@@ -26,10 +26,10 @@ class TransformerBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        y = nn.LayerNorm(**dtypes, name="attention_norm")(x)
+        y = LayerNorm(**dtypes, name="attention_norm")(x)
         y = MultiHeadAttention(self.num_heads, self.dropout_rate, **dtypes, name="attention")(y, y, train)
         x = x + nn.Dropout(self.dropout_rate, deterministic=not train)(y)
-        y = nn.LayerNorm(**dtypes, name="mlp_norm")(x)
+        y = LayerNorm(**dtypes, name="mlp_norm")(x)
         return x + FeedForward(self.mlp_dim, None, self.dropout_rate, **dtypes, name="mlp")(y, train)
 
 
@@ -51,7 +51,7 @@ class TransformerStack(nn.Module):
         for layer in range(self.num_layers):
             block = TransformerBlock(self.num_heads, self.mlp_dim, self.dropout_rate, **dtypes, name=f"block_{layer}")
             x = block(x, train)
-        return nn.LayerNorm(**dtypes, name="norm")(x)
+        return LayerNorm(**dtypes, name="norm")(x)
 
 
 class MixerStack(nn.Module):
@@ -68,12 +68,12 @@ class MixerStack(nn.Module):
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         mlp = partial(FeedForward, dropout_rate=self.dropout_rate, **dtypes)
         for layer in range(self.num_layers):
-            y = nn.LayerNorm(**dtypes, name=f"token_norm_{layer}")(x)
+            y = LayerNorm(**dtypes, name=f"token_norm_{layer}")(x)
             y = mlp(TOKEN_MIXING_DIM, name=f"token_mixing_{layer}")(jnp.swapaxes(y, 1, 2), train)
             x = x + jnp.swapaxes(y, 1, 2)
-            y = nn.LayerNorm(**dtypes, name=f"channel_norm_{layer}")(x)
+            y = LayerNorm(**dtypes, name=f"channel_norm_{layer}")(x)
             x = x + mlp(self.mlp_dim, name=f"channel_mixing_{layer}")(y, train)
-        return nn.LayerNorm(**dtypes, name="norm")(x)
+        return LayerNorm(**dtypes, name="norm")(x)
 
 
 class MLPStack(nn.Module):
@@ -89,9 +89,9 @@ class MLPStack(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         for layer in range(self.num_layers):
-            x = nn.LayerNorm(**dtypes, name=f"mlp_norm_{layer}")(x)
+            x = LayerNorm(**dtypes, name=f"mlp_norm_{layer}")(x)
             x = FeedForward(self.mlp_dim, None, self.dropout_rate, **dtypes, name=f"mlp_{layer}")(x, train)
-        return nn.LayerNorm(**dtypes, name="norm")(x)
+        return LayerNorm(**dtypes, name="norm")(x)
 
 
 def make_processor(

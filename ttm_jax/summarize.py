@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ttm_jax.layers import Dtype, FeedForward, MultiHeadAttention, apply, at_least_float32
+from ttm_jax.layers import Dtype, FeedForward, LayerNorm, MultiHeadAttention, apply, at_least_float32
 
 SUMMARIZERS = ("mlp", "query", "pooling")
 BOTTLENECK_DIM = 64  # of the importance MLP: TokenLearner 1.1
@@ -54,7 +54,7 @@ class MLPSummarizer(nn.Module):
 
     def setup(self) -> None:
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        self.norm = nn.LayerNorm(**dtypes)
+        self.norm = LayerNorm(**dtypes)
         self.mlp = FeedForward(BOTTLENECK_DIM, self.k, self.dropout_rate, **dtypes)
 
     def importance_weights(self, tokens_BxNxD: jax.Array, train: bool = False) -> jax.Array:

@@ -1,9 +1,60 @@
 """Layers that summarisers and processing units share."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
+from flax import linen as nn
 
 from ttm_jax import MultiHeadAttention
+from ttm_jax.layers import LayerNorm
+
+
+class TestLayerNorm:
+    """Beside Flax's, whose parameters it has."""
+
+    @pytest.fixture(params=[(2, 3, 8), (5, 8), (8,), (0, 8)], ids=str)
+    def inputs(self, request):
+        """Scale, bias, tokens and a direction of each, in float64."""
+        random = np.random.default_rng(0)
+        return [[random.normal(0.5, 1.0, shape) for shape in ((8,), (8,), request.param)] for _ in range(2)]
+
+    @staticmethod
+    def function(module):
+        return lambda scale, bias, x: module.apply({"params": {"scale": scale, "bias": bias}}, x)
+
+    def test_outputs_and_gradients(self, inputs):
+        with jax.enable_x64(True):
+            layers = (layer(param_dtype=jnp.float64) for layer in (LayerNorm, nn.LayerNorm))
+            (ours, ours_back), (theirs, theirs_back) = (jax.vjp(self.function(layer), *inputs[0]) for layer in layers)
+            np.testing.assert_array_equal(ours, theirs)
+            for found, expected in zip(ours_back(ours**2), theirs_back(ours**2), strict=True):
+                np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+    def test_forward_mode_and_second_order(self, inputs):
+        with jax.enable_x64(True):
+            results = []
+            for layer in (LayerNorm, nn.LayerNorm):
+                f = self.function(layer(param_dtype=jnp.float64))
+
+                def loss(*arrays, f=f):
+                    return (f(*arrays) ** 3).sum()
+
+                results.append((jax.jvp(f, *inputs)[1], jax.jvp(jax.grad(loss, argnums=(0, 1, 2)), *inputs)[1]))
+            for found, expected in zip(*map(jax.tree.leaves, results), strict=True):
+                np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-11)
+
+    @pytest.mark.parametrize("dtype", [None, jnp.float32, jnp.bfloat16])
+    @pytest.mark.parametrize("param_dtype", [jnp.float32, jnp.bfloat16])
+    @pytest.mark.parametrize("of_tokens", [jnp.float32, jnp.bfloat16])
+    def test_dtypes(self, dtype, param_dtype, of_tokens, normal):
+        tokens = jnp.asarray(normal(0, 2, 8), of_tokens)
+        variables = nn.LayerNorm(param_dtype=param_dtype).init(jax.random.key(0), tokens)
+        ours, theirs = (
+            layer(dtype=dtype, param_dtype=param_dtype).apply(variables, tokens) for layer in (LayerNorm, nn.LayerNorm)
+        )
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_attention_is_the_same_whichever_is_larger_kernels_or_activations(normal, random_params):
