@@ -11,7 +11,7 @@ import numpy as np
 from ttm_jax.answers import AnyMultiplier
 from ttm_jax.checkpoint import find_checkpoint, load_meta, load_params
 from ttm_jax.config import Config
-from ttm_jax.multiplier import TTMModel, make_model
+from ttm_jax.multiplier import TTMModel, make_model, predict_tokens
 from ttm_jax.schedule import check_fit
 
 
@@ -65,4 +65,4 @@ def _predict(
     model: TTMModel, variables: dict, inputs_BxS: jax.Array, num_steps: int | None
 ) -> tuple[jax.Array, jax.Array]:
     logits_BxTxV: Any = model.apply(variables, inputs_BxS, num_steps=num_steps)
-    return logits_BxTxV.argmax(axis=-1), jax.nn.softmax(logits_BxTxV, axis=-1).max(axis=-1)
+    return predict_tokens(logits_BxTxV), jax.nn.softmax(logits_BxTxV, axis=-1).max(axis=-1)

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from ttm_jax.config import ModelConfig
-from ttm_jax.layers import at_least_float32
+from ttm_jax.layers import LayerNorm, at_least_float32
 from ttm_jax.machine import TokenTuringMachine
 from ttm_jax.multiplication import MAX_CARRY, MAX_DIGITS
 from ttm_jax.processing import TransformerBlock
@@ -62,6 +62,11 @@ def _length_indices(inputs_BxS: Int[Array, "B S"]) -> tuple[Int[Array, "B"], Int
     """Digits of both operands, less one, as indices into the tables of steps."""
     sign, end = (jnp.argmax(inputs_BxS == token, axis=1) for token in (TIMES_TOKEN, EOS_TOKEN))
     return jnp.clip(sign - 1, 0, MAX_DIGITS - 1), jnp.clip(end - sign - 2, 0, MAX_DIGITS - 1)
+
+
+def predict_tokens(logits_BxTxV: Float[Array, "B T V"]) -> Int[Array, "B T"]:
+    """The likeliest token of each place; padding, which is never right, where the logits are NaN."""
+    return jnp.where(jnp.isnan(logits_BxTxV).any(axis=-1), PAD_TOKEN, logits_BxTxV.argmax(axis=-1))
 
 
 def extract_eos_probs(logits_BxSxV: Float[Array, "B S V"]) -> Float[Array, "B S"]:
@@ -228,7 +233,7 @@ class DirectTransformer(TTMModel):
         x = jnp.concatenate([problem_BxSxD, places_BxSxD], axis=1)
         for layer in range(c.num_layers):
             x = TransformerBlock(c.num_heads, c.mlp_dim, c.dropout_rate, **dtypes, name=f"block_{layer}")(x, train)
-        return nn.LayerNorm(**dtypes, name="norm")(x)[:, c.seq_len : c.seq_len + num_steps]
+        return LayerNorm(**dtypes, name="norm")(x)[:, c.seq_len : c.seq_len + num_steps]
 
 
 def make_model(config: ModelConfig) -> TTMModel:

@@ -12,7 +12,7 @@ from flax import struct
 from ttm_jax.config import Config, ConfigError, RematName
 from ttm_jax.losses import CARRY_LOSS_SCALE, compute_carry_loss, compute_sum_loss, compute_total_loss
 from ttm_jax.metrics import create_target_mask, exact_match, position_accuracy, sequence_accuracy
-from ttm_jax.multiplier import TTMModel, apply_eos_masking, detect_eos, make_model, select_answers
+from ttm_jax.multiplier import TTMModel, apply_eos_masking, detect_eos, make_model, predict_tokens, select_answers
 from ttm_jax.optimizer import learning_rate_schedule, make_optimizer
 from ttm_jax.schedule import CARRY_HEAD_TARGETS
 
@@ -142,7 +142,7 @@ def _gradients(
 
     def gradients(batch: dict[str, jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array, dict]:
         (loss, logits_BxTxV), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, model, batch, key)
-        return loss, exact_match(logits_BxTxV.argmax(axis=-1), batch["targets"]), grads
+        return loss, exact_match(predict_tokens(logits_BxTxV), batch["targets"]), grads
 
     if micro_batches == 1:
         return gradients(batch, key)
@@ -173,7 +173,7 @@ def eval_step(model: TTMModel, params: dict, batch: dict[str, jax.Array]) -> dic
     """
     loss, logits_BxTxV = loss_fn(params, model, batch, None)
     logits_BxTxV = apply_eos_masking(logits_BxTxV, detect_eos(logits_BxTxV))
-    predictions_BxT = logits_BxTxV.argmax(axis=-1)
+    predictions_BxT = predict_tokens(logits_BxTxV)
     return {
         "predictions": predictions_BxT,
         "probabilities": jax.nn.softmax(logits_BxTxV, axis=-1).max(axis=-1),

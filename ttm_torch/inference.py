@@ -9,7 +9,7 @@ import torch
 from ttm_jax.answers import AnyMultiplier
 from ttm_torch.checkpoint import find_checkpoint, load_meta, load_model
 from ttm_torch.config import Config
-from ttm_torch.multiplier import TTMModel
+from ttm_torch.multiplier import TTMModel, predict_tokens
 from ttm_torch.schedule import check_fit
 from ttm_torch.state import evaluation_mode
 
@@ -38,7 +38,7 @@ class Multiplier(AnyMultiplier):
         with evaluation_mode(self.model):
             for chunk_BxS in torch.as_tensor(inputs_BxS, device=device).split(batch_size):
                 logits_BxTxV = self.model(chunk_BxS, num_steps)
-                predictions.append(logits_BxTxV.argmax(dim=-1))
+                predictions.append(predict_tokens(logits_BxTxV))
                 probabilities.append(logits_BxTxV.softmax(dim=-1).amax(dim=-1))
         return torch.cat(predictions).cpu().numpy(), torch.cat(probabilities).cpu().numpy()
 

@@ -65,6 +65,11 @@ def _length_indices(inputs_BxS: Tensor) -> tuple[Tensor, Tensor]:
     return (sign - 1).clamp(0, MAX_DIGITS - 1), (end - sign - 2).clamp(0, MAX_DIGITS - 1)
 
 
+def predict_tokens(logits_BxTxV: Tensor) -> Tensor:
+    """The likeliest token of each place [B, T]; padding, which is never right, where the logits are NaN."""
+    return torch.where(logits_BxTxV.isnan().any(dim=-1), PAD_TOKEN, logits_BxTxV.argmax(dim=-1))
+
+
 def extract_eos_probs(logits_BxSxV: Tensor) -> Tensor:
     """Probability of EOS at each position [B, S]: softmax over the vocabulary."""
     return logits_BxSxV.softmax(dim=-1)[..., EOS_TOKEN]

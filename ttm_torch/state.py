@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from ttm_torch.config import Config
 from ttm_torch.losses import CARRY_LOSS_SCALE, compute_carry_loss, compute_sum_loss, compute_total_loss
 from ttm_torch.metrics import create_target_mask, exact_match, position_accuracy, sequence_accuracy
-from ttm_torch.multiplier import TTMModel, apply_eos_masking, detect_eos, select_answers
+from ttm_torch.multiplier import TTMModel, apply_eos_masking, detect_eos, predict_tokens, select_answers
 from ttm_torch.optimizer import Scheduler, make_optimizer, make_scheduler
 from ttm_torch.schedule import CARRY_HEAD_TARGETS
 
@@ -141,7 +141,7 @@ def _compute_gradients(model: TTMModel, batch: dict[str, Tensor], micro_batches:
         loss = loss * (create_target_mask(part["targets"]).sum().to(loss.dtype) / count)
         loss.backward()
         losses.append(loss.detach())
-        matches.append(exact_match(logits_BxTxV.detach().argmax(dim=-1), part["targets"]))
+        matches.append(exact_match(predict_tokens(logits_BxTxV.detach()), part["targets"]))
     return torch.stack(losses).sum(), torch.cat(matches)
 
 
@@ -174,7 +174,7 @@ def eval_step(model: TTMModel, batch: Any) -> dict[str, Tensor]:
     with evaluation_mode(model):
         loss, logits_BxTxV = loss_fn(model, batch)
     logits_BxTxV = apply_eos_masking(logits_BxTxV, detect_eos(logits_BxTxV))
-    predictions_BxT = logits_BxTxV.argmax(dim=-1)
+    predictions_BxT = predict_tokens(logits_BxTxV)
     return {
         "predictions": predictions_BxT,
         "probabilities": logits_BxTxV.softmax(dim=-1).amax(dim=-1),

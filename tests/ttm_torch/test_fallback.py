@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import ttm_torch.train
-from ttm_jax.multiplication import MultiplicationDataset
+from ttm_jax.multiplication import MultiplicationDataset, operand_lengths
 from ttm_torch.checkpoint import LATEST, find_checkpoint, load_state
 from ttm_torch.config import override
 from ttm_torch.metrics import create_target_mask
@@ -43,15 +43,17 @@ def task(request, exact_config, batch):
     if request.param == "digit":
         return exact_config, batch
     config = override(exact_config, {"model.schedule": "product", "data.augment": "[]"})
-    return config, training_arrays(MultiplicationDataset(8, start_stage=2).batch(0, 0), config.model, 5)
+    drawn = MultiplicationDataset(8, start_stage=2).batch(0, 0)
+    assert len(np.unique(operand_lengths(drawn.inputs), axis=1).T) > 1
+    return config, training_arrays(drawn, config.model, 5)
 
 
 @pytest.mark.parametrize("micro_batches", [2, 4, 8])
 def test_a_step_in_parts_is_the_same_step(task, micro_batches):
-    exact_config, batch = task
+    config, batch = task
     states, told = [], []
     for parts in (1, micro_batches):
-        state = create_state(exact_config)
+        state = create_state(config)
         told.append(train_step_with_metrics(state.model, batch, state.optimizer, state.scheduler, micro_batches=parts))
         states.append(weights(state))
     whole, metrics = told

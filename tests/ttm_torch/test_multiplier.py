@@ -22,6 +22,10 @@ def test_what_too_few_places_leave_unanswered_is_nan(products):
     torch.testing.assert_close(part[0], whole[0, :4])
     torch.testing.assert_close(part[1, :2], whole[1, :2])
     assert part[1, 2:].isnan().all()
+    targets = torch.zeros(2, 4, dtype=torch.int64)  # the product has more digits, but this says zeros
+    result = ttm_torch.eval_step(products, {"inputs": INPUTS, "targets": targets})
+    assert result["loss"].isnan()
+    assert result["predictions"][1, 2:].tolist() == [ttm_torch.PAD_TOKEN] * 2
 
 
 @torch.no_grad()

@@ -8,19 +8,18 @@ import numpy as np
 from ttm_jax.demos.page import page_html
 from ttm_jax.demos.terminal import TRAINED, column_text
 from ttm_jax.demos.trace import Trace, place_name, symbol
+from ttm_jax.multiplication import MAX_CARRY
 
 SUFFIXES = (".png", ".html")
 _READ, _NEW, _WRONG, _INK, _FAINT = "#005ab5", "#b84a00", "#b0125b", "#1b1f24", "#57606a"
 _ROW, _CELL = 0.34, 0.42  # inches
 _EXPLANATION = (
-    "A row is {row}, and hands on nothing but its memory. "
-    "Memory wiped: the digit if memory\nwere, before each {unit}, as it was at the start. Frames: the true carry, and "
-    "the digits that the column takes by hand."
+    "A row is {row} sees the whole problem and hands on its memory alone.\n"
+    "Memory wiped: the digit with memory reset before each step. Frames: the true carry, and the digits of the column "
+    "by hand."
 )
-_STEP = dict(row="a step: it sees the whole problem, writes one digit, units first", unit="step")
-_PRODUCTS = dict(
-    row="a digit, units first: a step for each product of its column, which sees the whole problem", unit="product"
-)
+_STEP = "a digit, units first. The step that works it out"
+_PRODUCTS = "a digit, units first. Each product of its column is a step, which"
 
 
 class PictureError(OSError):
@@ -69,7 +68,7 @@ def _save_png(path: Path, trace: Trace) -> None:
             axis.xaxis.tick_top()
         _draw_memory(lower, trace)
         upper.suptitle(_title(trace), fontsize=14, fontweight="bold", x=0.01, ha="left")
-        explanation = _EXPLANATION.format(**(_PRODUCTS if trace.schedule == "product" else _STEP))
+        explanation = _EXPLANATION.format(row=_PRODUCTS if trace.schedule == "product" else _STEP)
         lower.supxlabel(explanation, fontsize=10, x=0.01, ha="left")
         figure.savefig(path, dpi=110, facecolor="white")
         plt.close(figure)
@@ -107,7 +106,7 @@ def _shown_carries(trace: Trace) -> np.ndarray:
     """Carries from 0 to the largest that is true or likely."""
     held_T = [held[0] for held in map(trace.held_carry, trace.steps) if held]
     largest = max(0, *held_T, *trace.carries_T)
-    return np.arange(max(largest + 2, 6))
+    return np.arange(min(max(largest + 2, 6), MAX_CARRY + 1))
 
 
 def _draw_carries(axis: Any, trace: Trace) -> None:

@@ -64,7 +64,7 @@ def _digits(trace: Trace) -> Iterable[RenderableType]:
     yield Text(f"\nThe answer, units first{held}", "bold")
     yield table
     each = "each product" if trace.schedule == "product" else "each step"
-    yield Text(f"wiped: the digit if memory were, before {each}, as it was at the start", "dim")
+    yield Text(f"wiped: the digit with memory reset before {each}", "dim")
 
 
 def _held_carry(trace: Trace, step: int) -> Text:

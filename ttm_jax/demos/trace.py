@@ -49,7 +49,8 @@ class Trace:
         carries_T: the true ones.
         sums: of each step the sums of its column that the network held after each of its products, by its heads; None
             where it works out no sums.
-        read_TxM, read_TxS: where the read looked: the mean weights of its R tokens on memory and on input tokens.
+        read_TxM, read_TxS: where the read looked: the mean weights of its R tokens, of all machine steps of a place, on
+            memory and on input tokens.
         kept_TxM: of each memory token that a step wrote, the share that comes from memory; the rest is new, from
             that step's output and input. None under "erase_add", whose memory is no mean of tokens.
         origin_TxW: of what a step read: the share that was in memory from the start (w = 0) or was written at step
@@ -135,13 +136,13 @@ class Trace:
         return list(accumulate((x * y for x, y in self.terms(step)), initial=self.carry_in(step)))
 
     def is_in_product(self, step: int) -> bool:
-        """Whether there is anything in a column by hand: products, or what is carried into it."""
-        return bool(self.terms(step)) or self.carry_in(step) > 0
+        """Whether the product has a digit at this place."""
+        return step < len(str(self.product))
 
     def held_carry(self, step: int) -> tuple[int, float] | None:
         """The carry that the network held for the next step, and its probability.
 
-        None without a carry head, and past the product, where training asks for none.
+        None without a carry head, and past the product, where there is nothing to carry.
         """
         if self.carry_probabilities_TxC is None or not self.is_in_product(step):
             return None
@@ -305,17 +306,17 @@ def _summary_weights(kind: str, sown: Any, k: int, N: int) -> jax.Array:
     return jnp.swapaxes(weights_TxBxKxN, 0, 1)
 
 
-def _origins(read_TxM: np.ndarray, kept_TxMxM: np.ndarray) -> np.ndarray:
-    """What was read from memory, by the step that wrote it: [T, T + 1], column 0 for what was there at the start."""
-    T, M = read_TxM.shape
-    origin_TxW = np.zeros((T, T + 1))
-    made_MxW = np.zeros((M, T + 1))
+def _origins(read_UxM: np.ndarray, kept_UxMxM: np.ndarray) -> np.ndarray:
+    """What was read from memory, by the step that wrote it: [U, U + 1], column 0 for what was there at the start."""
+    U, M = read_UxM.shape
+    origin_UxW = np.zeros((U, U + 1))
+    made_MxW = np.zeros((M, U + 1))
     made_MxW[:, 0] = 1
-    for step in range(T):
-        origin_TxW[step] = read_TxM[step] @ made_MxW
-        made_MxW = kept_TxMxM[step] @ made_MxW
-        made_MxW[:, step + 1] = 1 - kept_TxMxM[step].sum(axis=1)
-    return origin_TxW
+    for step in range(U):
+        origin_UxW[step] = read_UxM[step] @ made_MxW
+        made_MxW = kept_UxMxM[step] @ made_MxW
+        made_MxW[:, step + 1] = 1 - kept_UxMxM[step].sum(axis=1)
+    return origin_UxW
 
 
 def _in_turn(kept_UxMxM: np.ndarray) -> np.ndarray:

@@ -1,8 +1,11 @@
 """Pictures in files."""
 
+import dataclasses
 import json
 import re
 
+import jax
+import numpy as np
 import pytest
 from matplotlib import image
 
@@ -10,6 +13,7 @@ from ttm_jax.demos.picture import PictureError, save_picture
 from ttm_jax.demos.trace import trace
 
 
+@pytest.mark.parametrize("problem", [(123, 45), (99999, 99999)])
 @pytest.mark.parametrize(
     "fields",
     [
@@ -18,13 +22,16 @@ from ttm_jax.demos.trace import trace
         dict(schedule="product", carry_head=True),
     ],
 )
-def test_png(fields, make_multiplier, tmp_path):
+def test_png(fields, problem, make_multiplier, tmp_path):
     path = tmp_path / "memory.PNG"
-    save_picture(path, trace(make_multiplier(**fields), 123, 45))
+    multiplier = make_multiplier(**fields)
+    params = jax.tree.map(np.array, multiplier.variables["params"])
+    params["head"]["digit_head"]["bias"][7] += 100  # it goes on to the last place, so that all carries are shown
+    save_picture(path, trace(dataclasses.replace(multiplier, variables={"params": params}), *problem))
     pixels = image.imread(path)
     height, width = pixels.shape[:2]
-    assert 300 < height < 2000
-    assert 600 < width < 3600
+    assert 300 < height < 2500
+    assert 600 < width < 4800
     assert pixels.std() > 0.05, "something is drawn"
 
 

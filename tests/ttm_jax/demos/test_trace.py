@@ -173,6 +173,7 @@ def test_no_carry_is_held_past_the_product(make_multiplier):
     params["head"]["digit_head"]["bias"][7] += 100  # it never ends
     result = trace(dataclasses.replace(multiplier, variables={"params": params}), 5, 7)
     assert [result.held_carry(step) is None for step in result.steps] == [False, False, *[True] * 10]
+    assert [trace(multiplier, 0, 45).held_carry(step) is None for step in (0, 1)] == [False, True]
     held = result.carry_probabilities_TxC[1]
     assert result.held_carry(1) == (held.argmax(), held.max())
     assert [step["network_carry"] is None for step in result.to_dict()["steps"][:3]] == [False, False, True]
