@@ -46,6 +46,16 @@ def test_the_marks_are_met_by_the_results():
         assert counts["correct"] / counts["total"] > mark
 
 
+def test_the_run_in_pytorch_is_that_of_the_results():
+    result = json.loads((ROOT / "results/quick-torch/evaluation.json").read_text())
+    shares = [
+        f"{100 * counts['correct'] / counts['total']:.1f} %"
+        for counts in map(result["exact_match"].get, ("2x2", "3x2"))
+    ]
+    assert f"reaches {shares[0]} on 2 x 2 and {shares[1]} on 3 x 2" in README
+    assert result["provenance"]["commit"][:7] in README
+
+
 def test_the_parity_table_is_that_of_the_results():
     result = json.loads((ROOT / "results/parity.json").read_text())
     found = {(row["case"], row["what"]): row for row in result["comparisons"]}

@@ -12,14 +12,13 @@ from ttm_jax.multiplication import MAX_CARRY
 
 SUFFIXES = (".png", ".html")
 _READ, _NEW, _WRONG, _INK, _FAINT = "#005ab5", "#b84a00", "#b0125b", "#1b1f24", "#57606a"
-_ROW, _CELL = 0.34, 0.42  # inches
+_ROW, _CELL, _TITLE = 0.34, 0.42, 1.9  # inches; a panel is no narrower than its title
 _EXPLANATION = (
-    "A row is {row} sees the whole problem and hands on its memory alone.\n"
-    "Memory wiped: the digit with memory reset before each step. Frames: the true carry, and the digits of the column "
-    "by hand."
+    "A row is a step: it writes a digit, units first, {how}sees the whole problem and hands on its memory alone.\n"
+    "Memory wiped: the digit with memory reset before each machine step. Frames: the true carry, and the digits of the "
+    "column by hand."
 )
-_STEP = "a digit, units first. The step that works it out"
-_PRODUCTS = "a digit, units first. Each product of its column is a step, which"
+_BY_PRODUCTS = "by a machine step for each product of its column,\neach of which "
 
 
 class PictureError(OSError):
@@ -48,9 +47,9 @@ def _save_png(path: Path, trace: Trace) -> None:
     from matplotlib import pyplot as plt
 
     rows = len(trace.steps)
-    panels = [(_draw_sums, 5.6), (_draw_reads, _CELL * len(trace.operand_tokens))]
+    panels = [(_draw_sums, 5.6), (_draw_reads, max(_CELL * len(trace.operand_tokens), _TITLE))]
     if trace.origin_TxW is not None:
-        panels.append((_draw_origins, _CELL * rows))
+        panels.append((_draw_origins, max(_CELL * rows, _TITLE)))
     if trace.carry_probabilities_TxC is not None:
         panels.insert(1, (_draw_carries, min(0.26 * len(_shown_carries(trace)), 5.0)))
     widths = [width for _, width in panels]
@@ -68,7 +67,7 @@ def _save_png(path: Path, trace: Trace) -> None:
             axis.xaxis.tick_top()
         _draw_memory(lower, trace)
         upper.suptitle(_title(trace), fontsize=14, fontweight="bold", x=0.01, ha="left")
-        explanation = _EXPLANATION.format(row=_PRODUCTS if trace.schedule == "product" else _STEP)
+        explanation = _EXPLANATION.format(how=_BY_PRODUCTS if trace.schedule == "product" else "")
         lower.supxlabel(explanation, fontsize=10, x=0.01, ha="left")
         figure.savefig(path, dpi=110, facecolor="white")
         plt.close(figure)

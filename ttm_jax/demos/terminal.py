@@ -63,8 +63,7 @@ def _digits(trace: Trace) -> Iterable[RenderableType]:
     held = "" if trace.carry_probabilities_TxC is None else ", and the carry that it holds for the next step"
     yield Text(f"\nThe answer, units first{held}", "bold")
     yield table
-    each = "each product" if trace.schedule == "product" else "each step"
-    yield Text(f"wiped: the digit with memory reset before {each}", "dim")
+    yield Text("wiped: the digit with memory reset before each machine step", "dim")
 
 
 def _held_carry(trace: Trace, step: int) -> Text:
@@ -80,7 +79,7 @@ def _sums(trace: Trace) -> Iterable[RenderableType]:
     if trace.sums is None:
         return
     table = _table("")
-    table.add_column("carried + product = the sum that it held")
+    table.add_column("true carry + product = the sum that it held")
     for step in trace.steps:
         cell = Text(str(trace.carry_in(step)) if trace.carry_in(step) else "")
         for (x, y), (held, right) in zip(trace.terms(step), trace.held_sums(step), strict=True):

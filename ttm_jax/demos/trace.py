@@ -38,7 +38,7 @@ class Trace:
 
     Attributes:
         a, b: the operands.
-        schedule: that of the network; under "product" a step is a machine step for each product of its column.
+        schedule: that of the network; under "product" a step here is a machine step for each product of its column.
         seconds: from the question to the answer, without compilation and without what looks inside.
         trained: as `was_trained` says.
         tokens_T, probabilities_T: what the network wrote, least significant digit first, and how sure it was.
