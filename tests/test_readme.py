@@ -143,6 +143,30 @@ def test_the_second_processor_is_that_of_its_results():
     assert speed["commit"][:7] in README
 
 
+def test_the_second_processor_s_later_ratios_are_those_of_the_results():
+    now, before = (
+        {
+            case["name"]: f"{case['variants'][best_torch(case)]['ratio']['median']:.2f}"
+            for case in json.loads((ROOT / f"results/speed/amd-epyc-family-25-model-17{name}/cpu.json").read_text())[
+                "cases"
+            ]
+        }
+        for name in ("-b", "")
+    )
+    words = re.search("<!-- speed of the second, later -->(.*)<!-- /speed of the second, later -->", README, re.DOTALL)[
+        1
+    ]
+    trained = ("paper-3136/8", "paper-3136/1", "paper-16/8", "multiplication/11", "quick/6")
+    both = [ratios[f"{name}/float32/train"] for name in trained for ratios in (now, before)]
+    others = (
+        "paper-3136/1/float32/stream",
+        "paper-16/1/float32/stream",
+        "quick/6/bfloat16/train",
+        "quick/6/bfloat16/forward",
+    )
+    assert re.findall(r"\d\.\d\d", words) == both + [now[name] for name in others]
+
+
 @pytest.mark.parametrize("name", ["Classifier", "TorchClassifier"])
 def test_the_model_of_ones_own_runs(name):
     blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
