@@ -26,7 +26,9 @@ torch.set_num_threads(1)  # small arrays: more threads wait for each other
 install_import_hook(["ttm_jax.summarize", "ttm_jax.memory", "ttm_jax.processing"], "beartype.beartype")
 
 import ttm_jax  # noqa: E402
-from ttm_jax.config import Config, config_from_dict, config_to_toml  # noqa: E402
+from ttm_jax.config import Config, config_from_dict, config_to_toml, override  # noqa: E402
+from ttm_jax.multiplication import MultiplicationDataset, operand_lengths  # noqa: E402
+from ttm_jax.schedule import training_arrays  # noqa: E402
 
 # Forty steps. The stage ends at step 20, in the middle of a mixture window; dropout and augmentation are on.
 # The cheapest modes of the machine, because each new config compiles a training step of its own.
@@ -71,6 +73,17 @@ def nans_are_errors() -> Iterator[None]:
     """Any NaN that a jitted computation gives raises FloatingPointError."""
     with jax.debug_nans(True):
         yield
+
+
+@pytest.fixture(params=["digit", "product"])
+def task(request, exact_config, batch):
+    """A test module's `exact_config` and `batch`, and another schedule, of problems with different numbers of steps."""
+    if request.param == "digit":
+        return exact_config, batch
+    config = override(exact_config, {"model.schedule": "product", "data.augment": "[]"})
+    drawn = MultiplicationDataset(8, start_stage=2).batch(0, 0)
+    assert len(np.unique(operand_lengths(drawn.inputs), axis=1).T) > 1
+    return config, training_arrays(drawn, config.model, 5)
 
 
 @pytest.fixture(scope="session")

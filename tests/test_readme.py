@@ -127,44 +127,36 @@ def test_the_second_processor_is_that_of_its_results():
     assert f"training step does, it would be {limit}." in README
     assert result["unrolled"]["provenance"]["commit"][:7] in README
 
-    speed = json.loads((ROOT / "results/speed/amd-epyc-family-25-model-17/cpu.json").read_text())
-    cases = {case["name"]: case["variants"] for case in speed["cases"]}
-    words = re.search("<!-- speed of the second -->(.*)<!-- /speed of the second -->", README, re.DOTALL)[1]
-    for name, ratio in zip(
-        (
-            *("quick/6/float32/train", "multiplication/11/float32/train", "paper-16/64/float32/train"),
-            *("paper-3136/64/float32/train", "multiplication/11/float32/forward", "multiplication/1/float32/stream"),
-        ),
-        re.findall(r"\d\.\d\d", words),
-        strict=True,
-    ):
-        cells = cases[name]
-        assert f"{cells[best_torch({'variants': cells})]['ratio']['median']:.2f}" == ratio, name
+    speed, ratios = second_speed()
+    names = (
+        *("quick/6/float32/train", "multiplication/11/float32/train", "paper-16/64/float32/train"),
+        *("paper-3136/64/float32/train", "multiplication/11/float32/forward", "multiplication/1/float32/stream"),
+    )
+    assert numbers_between("speed of the second") == [ratios[name] for name in names]
     assert speed["commit"][:7] in README
 
 
 def test_the_second_processor_s_later_ratios_are_those_of_the_results():
-    now, before = (
-        {
-            case["name"]: f"{case['variants'][best_torch(case)]['ratio']['median']:.2f}"
-            for case in json.loads((ROOT / f"results/speed/amd-epyc-family-25-model-17{name}/cpu.json").read_text())[
-                "cases"
-            ]
-        }
-        for name in ("-b", "")
-    )
-    words = re.search("<!-- speed of the second, later -->(.*)<!-- /speed of the second, later -->", README, re.DOTALL)[
-        1
-    ]
+    (_, before), (_, now) = second_speed(), second_speed("-b")
     trained = ("paper-3136/8", "paper-3136/1", "paper-16/8", "multiplication/11", "quick/6")
     both = [ratios[f"{name}/float32/train"] for name in trained for ratios in (now, before)]
     others = (
-        "paper-3136/1/float32/stream",
-        "paper-16/1/float32/stream",
-        "quick/6/bfloat16/train",
-        "quick/6/bfloat16/forward",
+        *("paper-3136/1/float32/stream", "paper-16/1/float32/stream"),
+        *("quick/6/bfloat16/train", "quick/6/bfloat16/forward"),
     )
-    assert re.findall(r"\d\.\d\d", words) == both + [now[name] for name in others]
+    assert numbers_between("speed of the second, later") == both + [now[name] for name in others]
+
+
+def second_speed(later=""):
+    """The result of the second processor, and of each case the best PyTorch's time by JAX's."""
+    result = json.loads((ROOT / f"results/speed/amd-epyc-family-25-model-17{later}/cpu.json").read_text())
+    cases = {case["name"]: case["variants"][best_torch(case)] for case in result["cases"]}
+    return result, {name: f"{variant['ratio']['median']:.2f}" for name, variant in cases.items()}
+
+
+def numbers_between(marker):
+    words = re.search(f"<!-- {marker} -->(.*)<!-- /{marker} -->", README, re.DOTALL)
+    return re.findall(r"\d\.\d\d", words[1])
 
 
 @pytest.mark.parametrize("name", ["Classifier", "TorchClassifier"])

@@ -131,8 +131,7 @@ class Case:
     def batch(self) -> dict[str, np.ndarray]:
         """The batch, always the same: as of `training_arrays` for a multiplier, else "tokens" [B, T, N, D]."""
         if self.is_multiplier:
-            model = load_config(find_config(self.size)).model
-            return training_arrays(_problems(self.size).batch(seed=0, step=0), model, self.steps)
+            return training_arrays(_problems(self.size).batch(seed=0, step=0), self.config.model, self.steps)
         shape = (self.batch_size, self.steps, self.machine.num_tokens, self.machine.width)
         return {"tokens": np.random.default_rng(0).normal(size=shape).astype(np.float32)}
 

@@ -13,8 +13,7 @@ from ttm_jax.checkpoint import LATEST, find_checkpoint, load_state, saved_steps
 from ttm_jax.config import override
 from ttm_jax.fallback import OutOfMemory, StepPlan
 from ttm_jax.metrics import create_target_mask
-from ttm_jax.multiplication import MultiplicationDataset, operand_lengths
-from ttm_jax.schedule import training_arrays
+from ttm_jax.multiplication import MultiplicationDataset
 from ttm_jax.state import create_state, loss_fn, train_step
 from ttm_jax.train import Trainer, main
 
@@ -76,17 +75,6 @@ def batch():
 
 def leaves(state):
     return [np.asarray(leaf) for leaf in jax.tree.leaves((state.params, state.opt_state, state.step))]
-
-
-@pytest.fixture(params=["digit", "product"])
-def task(request, exact_config, batch):
-    """A config and a batch; under "product" the problems have different numbers of steps and of digits."""
-    if request.param == "digit":
-        return exact_config, batch
-    config = override(exact_config, {"model.schedule": "product", "data.augment": "[]"})
-    drawn = MultiplicationDataset(8, start_stage=2).batch(0, 0)
-    assert len(np.unique(operand_lengths(drawn.inputs), axis=1).T) > 1
-    return config, training_arrays(drawn, config.model, 5)
 
 
 @pytest.mark.parametrize("options", [{"micro_batches": 4}, {"micro_batches": 8, "remat": "full"}])

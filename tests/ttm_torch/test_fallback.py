@@ -5,11 +5,10 @@ import pytest
 import torch
 
 import ttm_torch.train
-from ttm_jax.multiplication import MultiplicationDataset, operand_lengths
+from ttm_jax.multiplication import MultiplicationDataset
 from ttm_torch.checkpoint import LATEST, find_checkpoint, load_state
 from ttm_torch.config import override
 from ttm_torch.metrics import create_target_mask
-from ttm_torch.schedule import training_arrays
 from ttm_torch.state import create_state, train_step_with_metrics
 from ttm_torch.train import main
 
@@ -35,17 +34,6 @@ def batch():
 
 def weights(state):
     return {name: tensor.numpy(force=True) for name, tensor in state.model.state_dict().items()}
-
-
-@pytest.fixture(params=["digit", "product"])
-def task(request, exact_config, batch):
-    """A config and a batch; under "product" the problems have different numbers of steps and of digits."""
-    if request.param == "digit":
-        return exact_config, batch
-    config = override(exact_config, {"model.schedule": "product", "data.augment": "[]"})
-    drawn = MultiplicationDataset(8, start_stage=2).batch(0, 0)
-    assert len(np.unique(operand_lengths(drawn.inputs), axis=1).T) > 1
-    return config, training_arrays(drawn, config.model, 5)
 
 
 @pytest.mark.parametrize("micro_batches", [2, 4, 8])

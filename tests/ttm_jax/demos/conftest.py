@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -24,6 +25,18 @@ def make_multiplier(tiny_config, random_params) -> Callable[..., Multiplier]:
         return Multiplier(model, {"params": params}, config, Path("random"))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def without_end() -> Callable[[Multiplier], Multiplier]:
+    """The same network with a head that writes 7 at every place."""
+
+    def change(multiplier: Multiplier) -> Multiplier:
+        params = jax.tree.map(np.array, multiplier.variables["params"])
+        params["head"]["digit_head"]["bias"][7] += 100
+        return dataclasses.replace(multiplier, variables={"params": params})
+
+    return change
 
 
 @pytest.fixture(scope="session")
