@@ -21,7 +21,8 @@ from ttm_jax.demos.picture import SUFFIXES, PictureError, save_picture
 from ttm_jax.demos.problem import EXAMPLE, ProblemError, parse_problem
 from ttm_jax.demos.terminal import answer_line, render
 from ttm_jax.demos.trace import Trace, trace
-from ttm_jax.inference import Multiplier, load
+from ttm_jax.inference import Multiplier
+from ttm_jax.inside import load_machine
 from ttm_jax.shipped import shipped
 
 CHECKPOINT = Path("checkpoints/five_digits")
@@ -102,12 +103,7 @@ def load_demo(path: Path | None) -> Multiplier:
             f"no trained model at {wanted}; train one, in minutes, by {this_python()} -m ttm_jax.train "
             "and name it: --checkpoint runs/quick"
         )
-    multiplier = load(wanted)
-    if (kind := multiplier.config.model.kind) != "machine":
-        raise CheckpointError(
-            f"checkpoint {wanted}: model.kind is {kind}, which has no memory to show; name a machine's"
-        )
-    return multiplier
+    return load_machine(wanted)
 
 
 def warm_up(multiplier: Multiplier) -> None:

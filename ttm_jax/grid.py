@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -16,7 +17,7 @@ from ttm_jax.answers import AnyMultiplier, Score, add_scores, answer_pairs, scor
 from ttm_jax.checkpoint_files import CheckpointError, find_checkpoint
 from ttm_jax.cli import Parser, fail, positive_int
 from ttm_jax.metrics import wilson_interval
-from ttm_jax.multiplication import MAX_DIGITS, held_out_pairs
+from ttm_jax.multiplication import MAX_DIGITS, held_out_pairs, place_power
 
 
 def evaluate_grid(
@@ -43,11 +44,16 @@ def evaluate_grid(
 
 
 def report(scores: dict[str, Score], seconds: float) -> dict:
-    """The scores as one JSON object; `exact_match` maps each length to correct and total."""
+    """The scores as one JSON object.
+
+    "exact_match" maps each length to its "correct" and "total" pairs, "digits" to those of each place of the product,
+    units first, with intervals; "digit_accuracy" is of all lengths together. A place holds a digit or the closing EOS.
+    """
     everything = add_scores(list(scores.values()))
     return {
         "exact_match": {name: {"correct": s.correct, "total": s.total} for name, s in scores.items()},
         "interval_95": {name: list(wilson_interval(s.correct, s.total)) for name, s in scores.items()},
+        "digits": {name: _digits(score) for name, score in scores.items()},
         "digit_accuracy": [
             correct / total if total else None
             for correct, total in zip(everything.place_correct, everything.place_total, strict=True)
@@ -56,6 +62,27 @@ def report(scores: dict[str, Score], seconds: float) -> dict:
         "sequence_accuracy": everything.accuracy,
         "seconds": seconds,
     }
+
+
+def _digits(score: Score) -> dict[str, list]:
+    counts = [pair for pair in zip(score.place_correct, score.place_total, strict=True) if pair[1]]
+    correct, total = (list(column) for column in zip(*counts, strict=True))
+    return {"correct": correct, "total": total, "interval_95": [list(wilson_interval(*pair)) for pair in counts]}
+
+
+def digit_table(scores: dict[str, Score]) -> Table:
+    """Of each length, how many digits are right, by their place in the product."""
+    title = "% of digits right, by place; the closing EOS counts as one"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)  # 11 places in 80 columns
+    table.add_column("digits", justify="right")
+    places = max(sum(map(bool, score.place_total)) for score in scores.values())
+    for place in range(places):
+        table.add_column(place_power(place), justify="right")
+    for name, score in scores.items():
+        counts = zip(score.place_correct[:places], score.place_total[:places], strict=True)
+        cells = [f"{100 * correct / total:.1f}" if total else "" for correct, total in counts]
+        table.add_row(name.replace("x", " x "), *cells)
+    return table
 
 
 def grid_table(scores: dict[str, Score]) -> Table:
@@ -89,7 +116,9 @@ def make_evaluation_parser(package: str, run: str) -> Parser:
         "--max-digits", type=int, choices=range(1, MAX_DIGITS + 1), default=MAX_DIGITS, help="of an operand"
     )
     parser.add_argument("--batch-size", type=positive_int, default=512, help="problems computed at a time")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    output = parser.add_mutually_exclusive_group()
+    output.add_argument("--digits", action="store_true", help="print also how many digits are right, by their place")
+    output.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     return parser
 
 
@@ -122,6 +151,8 @@ def run_evaluation(
     console = Console()
     console.print(f"checkpoint {find_checkpoint(args.checkpoint)}", highlight=False, soft_wrap=True)
     console.print(grid_table(scores))
+    if args.digits:
+        console.print(digit_table(scores))
     console.print("1 x 1 is all 100 pairs, trained on too; no other pair was ever trained on.")
     places = "  ".join("-" if p is None else f"{100 * p:.1f}" for p in result["digit_accuracy"])
     console.print(f"% right by place, units first, the closing EOS counted: {places}", highlight=False)

@@ -17,6 +17,8 @@ SEQ_LEN = 12
 STAGES = ((0, 9), (0, 19), (0, 99), (0, 199), (0, 999), (0, 9999), (0, 99999))
 AUGMENTATIONS = ("swap", "leading_zeros")
 
+_PLACES = ("units", "tens", "hundreds", "thousands")
+_SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 _POWERS = 10 ** np.arange(2 * MAX_DIGITS + 1, dtype=np.int64)
 _MAX_DRAWS = 300  # of a pair; a tenth of the pairs are held out, so more draws mean that there are no others
 _EVALUATION_SEED = 0x7E57
@@ -143,6 +145,16 @@ def schoolbook_carries(a: np.ndarray, b: np.ndarray, seq_len: int = SEQ_LEN) -> 
 def digits_of(numbers: np.ndarray) -> np.ndarray:
     """The digits of operands [B], units first: [B, MAX_DIGITS]."""
     return _digit(numbers, np.arange(MAX_DIGITS))
+
+
+def place_name(place: int) -> str:
+    """What a digit counts: "units", "tens", ..., "10⁴", ..."""
+    return _PLACES[place] if place < len(_PLACES) else place_power(place)
+
+
+def place_power(place: int) -> str:
+    """What a digit counts, as a power: "10⁰", "10¹", ..."""
+    return f"10{str(place).translate(_SUPERSCRIPT)}"
 
 
 def count_digits(numbers: np.ndarray | int) -> np.ndarray:

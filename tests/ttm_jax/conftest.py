@@ -1,5 +1,6 @@
-"""Runs of the tiny configuration in JAX, and what a run left behind as comparable values."""
+"""Runs of the tiny configuration in JAX, what a run left behind as comparable values, and machines of any mode."""
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable
@@ -12,6 +13,9 @@ import pytest
 
 from ttm_jax.checkpoint import BEST, LATEST, find_checkpoint, load_meta, load_params, load_state
 from ttm_jax.config import Config
+from ttm_jax.inference import Multiplier
+from ttm_jax.multiplication import encode_problems
+from ttm_jax.multiplier import TTMModel
 from ttm_jax.train import Trainer
 
 
@@ -25,6 +29,32 @@ def train(make_train) -> Callable[..., str]:
 def tiny_run(run_tiny, train) -> Any:
     """A run that never stopped. To be read, not changed."""
     return run_tiny(train)
+
+
+@pytest.fixture(scope="session")
+def make_multiplier(tiny_config, random_params) -> Callable[..., Multiplier]:
+    """`make_multiplier(read="mlp", write="mlp", ...)`: fields of the model that differ from the tiny config."""
+
+    def make(**fields) -> Multiplier:
+        data = dataclasses.replace(tiny_config.data, augment=())
+        config = dataclasses.replace(tiny_config, model=dataclasses.replace(tiny_config.model, **fields), data=data)
+        model = TTMModel(config.model)
+        params = random_params(model, encode_problems(np.array([1]), np.array([1])))
+        return Multiplier(model, {"params": params}, config, Path("random"))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def without_end() -> Callable[[Multiplier], Multiplier]:
+    """The same network with a head that writes 7 at every place."""
+
+    def change(multiplier: Multiplier) -> Multiplier:
+        params = jax.tree.map(np.array, multiplier.variables["params"])
+        params["head"]["digit_head"]["bias"][7] += 100
+        return dataclasses.replace(multiplier, variables={"params": params})
+
+    return change
 
 
 def _leaves(tree: Any) -> dict[str, tuple[str, bytes]]:

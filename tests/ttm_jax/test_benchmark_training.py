@@ -122,6 +122,7 @@ PROGRAM = """HloModule jit_step, is_scheduled=true
 ENTRY %main (x: f32[2,3]) -> f32[] {
   %while.3 = (s32[], f32[2,4]{1,0}) while(%tuple.0), condition=%c, body=%body
   %copy.2 = f32[2,4]{0,1} copy(%z)
+  %dot.6 = f32[2,1]{1,0} dot(%z, %ones), metadata={op_name="jit(s)/transpose(jvp(M))/norm/dot"}
   %custom-call.4 = f32[2,2]{1,0} custom-call(%a, %b), custom_call_target="__cublas$gemm", metadata={op_name="jit()/mul"}
   ROOT %reduce.5 = f32[] reduce(%w, %zero), to_apply=%region, metadata={op_name="jit(s)/transpose(jvp(M))/head/sum"}
 }
@@ -133,6 +134,7 @@ def test_what_an_instruction_does():
     assert works["fusion.1"] == Work("read q", "products", "forward")
     assert works["copy.2"] == Work("unnamed", "copies", "")
     assert works["custom-call.4"] == Work("optimiser", "products", "update")
+    assert works["dot.6"] == Work("norm", "sums", "backward"), "a product with one column sums up"
     assert works["reduce.5"] == Work("head", "sums", "backward")
     assert "dot.1" not in works, "counted with what it was fused into"
     assert works["while.3"] is None, "its time is that of its body"

@@ -13,7 +13,7 @@ import ttm_jax
 from ttm_jax.answers import Score, add_scores, score_answers
 from ttm_jax.checkpoint import find_checkpoint
 from ttm_jax.evaluate import main
-from ttm_jax.grid import evaluate_grid, grid_table, report
+from ttm_jax.grid import digit_table, evaluate_grid, grid_table, report
 from ttm_jax.metrics import wilson_interval
 from ttm_jax.multiplication import count_digits, decode_problems, encode_answers, held_out_pairs
 
@@ -36,6 +36,9 @@ def test_scores_by_hand():
     assert result["exact_match"] == {"1x1": {"correct": 2, "total": 3}, "2x1": {"correct": 1, "total": 1}}
     assert result["interval_95"]["1x1"] == list(wilson_interval(2, 3))
     assert result["digit_accuracy"] == [1.0, 0.75, 1.0, None]
+    assert result["digits"]["1x1"]["correct"] == [3, 2, 2]
+    assert result["digits"]["1x1"]["total"] == [3, 3, 2]
+    assert result["digits"]["2x1"]["interval_95"] == [list(wilson_interval(1, 1))] * 2
     assert result["position_accuracy"] == 9 / 10
     assert result["sequence_accuracy"] == 3 / 4
     assert result["seconds"] == 1.5
@@ -99,6 +102,19 @@ def test_the_table_for_people(tiny_run, command):
     assert "256 pairs in" in out
 
 
+def test_digits_by_place(tiny_run, command):
+    code, out, _ = command(tiny_run.path, "--max-digits", "2", "--pairs", "64", "--batch-size", "64", "--digits")
+    assert code == 0
+    scores = evaluate_grid(ttm_jax.load(tiny_run.path), 2, 64, 64)
+    rows = [line.split() for line in out.splitlines()]
+    for name, score in scores.items():
+        n, m = name.split("x")
+        shown = [f"{100 * c / t:.1f}" for c, t in zip(score.place_correct, score.place_total, strict=True) if t]
+        assert [n, "x", m, *shown] in rows
+    assert "10⁴" in out
+    assert "10⁵" not in out
+
+
 def test_the_whole_grid_fits_a_terminal():
     full = Score(1000, 1000, (1000,) * 11, (1000,) * 11)
     console = Console(width=80, file=io.StringIO())
@@ -107,6 +123,13 @@ def test_the_whole_grid_fits_a_terminal():
     assert text.count("1000/1000") == 25
     assert text.count("99.6-100.0") == 25
     assert "…" not in text
+
+
+def test_all_places_fit_a_terminal():
+    console = Console(width=80, file=io.StringIO())
+    console.print(digit_table({"5x5": Score(1000, 1000, (1000,) * 11, (1000,) * 11)}))
+    (row,) = (line for line in console.file.getvalue().splitlines() if "5 x 5" in line)
+    assert row.count("100.0") == 11
 
 
 @pytest.fixture
@@ -150,6 +173,7 @@ def test_no_checkpoint_is_one_line(name, message, damaged, command):
         (["run", "--pairs", "0"], "argument --pairs: must be a positive integer, got '0'"),
         (["run", "--pairs", "many"], "argument --pairs: must be a positive integer, got 'many'"),
         (["run", "--max-digits", "6"], "argument --max-digits: invalid choice: 6"),
+        (["run", "--digits", "--json"], "argument --json: not allowed with argument --digits"),
         (["run", "more"], "unknown argument more"),
     ],
 )

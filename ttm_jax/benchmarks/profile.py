@@ -18,14 +18,16 @@ from ttm_jax.program import Program
 FORWARD, RECOMPUTED, BACKWARD, UPDATE = "forward", "recomputed", "backward", "update"
 PRODUCT, SUM, ELEMENTWISE, COPY = "products", "sums", "elementwise", "copies"
 
-_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = .*? ([a-z][a-z0-9\-]*)\(")
+_INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\(")
 _COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
 _CALLS, _OP_NAME = re.compile(r"calls=%?([\w.\-]+)"), re.compile(r'op_name="([^"]*)"')
 _TARGET = re.compile(r'custom_call_target="([^"]*)"')
 _CONTAINERS = {"while", "call", "conditional"}  # their events may span those of what they run
 _PRODUCTS = {"dot", "convolution"}
 _PRODUCT_TARGETS = re.compile("gemm|matmul|conv|dot", re.IGNORECASE)  # of libraries
-_SUMS = {"reduce", "reduce-window", "scatter"}
+_SUM = "reduce"
+_SUMS = {_SUM, "reduce-window", "scatter"}
+_TOTALS = re.compile(r"dot\w+\[\d+,1\]")  # a product with a single column, as of ones: LayerNorm sums up by such
 _COPIES = {
     *("copy", "transpose", "bitcast", "broadcast", "reshape", "slice", "dynamic-slice", "dynamic-update-slice"),
     *("concatenate", "pad", "reverse", "gather", "iota", "parameter", "constant", "tuple", "get-tuple-element"),
@@ -48,6 +50,7 @@ UNNAMED = Work("unnamed", COPY, "")  # what the compiler has put in
 @dataclass(frozen=True)
 class _Instruction:
     opcode: str
+    shape: str
     op_name: str
     calls: str | None
     target: str
@@ -117,6 +120,7 @@ def instructions(text: str) -> dict[str, Work | None]:
         elif found := _INSTRUCTION.match(line):
             calls, op_name, target = (pattern.search(line) for pattern in (_CALLS, _OP_NAME, _TARGET))
             current[found[1]] = _Instruction(
+                found[3],
                 found[2],
                 op_name[1] if op_name else "",
                 calls[1] if calls else None,
@@ -147,7 +151,7 @@ def _inside(instruction: _Instruction, computations: dict[str, dict[str, _Instru
 
 
 def _kind(inside: list[_Instruction]) -> str:
-    opcodes = {instruction.opcode for instruction in inside}
+    opcodes = {_SUM if _TOTALS.match(i.opcode + i.shape) else i.opcode for i in inside}
     if opcodes & _PRODUCTS or any(_PRODUCT_TARGETS.search(instruction.target) for instruction in inside):
         return PRODUCT
     if opcodes & _SUMS:

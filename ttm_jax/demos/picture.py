@@ -7,8 +7,8 @@ import numpy as np
 
 from ttm_jax.demos.page import page_html
 from ttm_jax.demos.terminal import TRAINED, column_text
-from ttm_jax.demos.trace import Trace, place_name, symbol
-from ttm_jax.multiplication import MAX_CARRY
+from ttm_jax.demos.trace import Trace, symbol
+from ttm_jax.multiplication import MAX_CARRY, place_name
 
 SUFFIXES = (".png", ".html")
 _READ, _NEW, _WRONG, _INK, _FAINT = "#005ab5", "#b84a00", "#b0125b", "#1b1f24", "#57606a"

@@ -7,7 +7,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from ttm_jax.demos.trace import Trace, place_name, symbol
+from ttm_jax.demos.trace import Trace, symbol
+from ttm_jax.multiplication import place_name
 
 TRAINED = {
     "held out": "held out: never in training",

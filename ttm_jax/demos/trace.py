@@ -7,29 +7,23 @@ A step here is a place of the product. Under the schedule "product" it is as man
 mean of what they read, and what their writes come to one after the other.
 """
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial, reduce
+from functools import cached_property, reduce
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ttm_jax.config import ScheduleName
 from ttm_jax.demos.problem import was_trained
 from ttm_jax.inference import Multiplier
-from ttm_jax.multiplication import encode_answers, encode_problems, schoolbook_carries
-from ttm_jax.multiplier import TTMModel, select_answers
+from ttm_jax.inside import look_inside
+from ttm_jax.multiplication import encode_answers, encode_problems, place_name, schoolbook_carries
 from ttm_jax.schedule import steps_of_places
-from ttm_jax.summarize import pooling_summarize
-from ttm_jax.vocab import DIGIT_TOKENS, EOS_TOKEN, TIMES_TOKEN, tokens_to_answer
-
-_PLACES = ("units", "tens", "hundreds", "thousands")
-_SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
+from ttm_jax.vocab import DIGIT_TOKENS, EOS_TOKEN, tokens_to_answer
 
 
 @dataclass(frozen=True)
@@ -203,7 +197,7 @@ def trace(multiplier: Multiplier, a: int, b: int) -> Trace:
 
     ended = tokens_1xS[0] == EOS_TOKEN
     T = int(ended.argmax()) + 1 if ended.any() else len(ended)
-    inside = jax.device_get(_look_inside(multiplier.model, multiplier.variables, inputs_1xS))
+    inside = jax.device_get(look_inside(multiplier.model, multiplier.variables, inputs_1xS))
     inside = jax.tree.map(lambda values: values[0], inside)
     M = multiplier.config.model.memory_size
     places = steps_of_places(multiplier.config.model.schedule, len(str(a)), len(str(b)))[:T]
@@ -235,75 +229,9 @@ def trace(multiplier: Multiplier, a: int, b: int) -> Trace:
     )
 
 
-def place_name(step: int) -> str:
-    """What digit a step writes: "units", "tens", ..., "10⁴", ..."""
-    return _PLACES[step] if step < len(_PLACES) else f"10{str(step).translate(_SUPERSCRIPT)}"
-
-
 def symbol(token: int) -> str:
     """A digit as such; "end" for EOS, and for padding, which says that the number has ended before; "×"."""
     return str(token) if token in DIGIT_TOKENS else "end" if token >= EOS_TOKEN else "×"
-
-
-class _Inside(NamedTuple):
-    """Of all S places: probabilities of carries [B, S, C], and of tokens with the memory wiped [B, S, V].
-
-    Of all U machine steps: the column's sum [B, U] by the heads; the weights of reads [B, U, R, M + S], on
-    [memory ; input], and of writes [B, U, M, M + R + S], on [memory ; output ; input].
-    """
-
-    carries: Any
-    sums: Any
-    wiped: Any
-    read: Any
-    write: Any
-
-
-@partial(jax.jit, static_argnums=0)
-def _look_inside(model: TTMModel, variables: dict, inputs_BxS: jax.Array) -> _Inside:
-    config = dataclasses.replace(model.config, remat="none")
-    heads: Any = TTMModel(config).apply(variables, inputs_BxS, method="heads", mutable=["intermediates"])
-    (logits_BxUxV, carry_logits), sown = heads
-    sums = None
-    if carry_logits is not None:
-        if config.schedule == "product":
-            sums = 10 * carry_logits.argmax(axis=-1) + logits_BxUxV[..., :TIMES_TOKEN].argmax(axis=-1)
-        carry_logits = select_answers(config, inputs_BxS, carry_logits, config.seq_len)
-    step = sown.get("intermediates", {}).get("machine", {}).get("step", {})
-    # With no write, every step starts from the memory that the first one starts from.
-    wiped: Any = TTMModel(dataclasses.replace(config, write="none")).apply(variables, inputs_BxS, method="raw_logits")
-    M, R, S = config.memory_size, config.process_size, config.seq_len
-    match config.write:
-        case "erase_add":
-            write = None
-        case "none":
-            write = jnp.eye(M, M + R + S)
-        case "concat":
-            write = jnp.eye(M + R, M + R + S)[R:]
-        case kind:
-            write = _summary_weights(kind, step.get("write"), M, M + R + S)
-    read = _summary_weights(config.read, step.get("read"), R, M + S)
-    return _Inside(
-        None if carry_logits is None else jax.nn.softmax(carry_logits),
-        sums,
-        jax.nn.softmax(wiped),
-        *(w if w is None else jnp.broadcast_to(w, (*logits_BxUxV.shape[:2], *w.shape[-2:])) for w in (read, write)),
-    )
-
-
-def _summary_weights(kind: str, sown: Any, k: int, N: int) -> jax.Array:
-    """Of each of `k` summary tokens, the weights on `N` tokens: [B, T, k, N], or [1, k, N] where always the same."""
-    match kind:
-        case "mlp":
-            (weights_TxBxKxN,) = sown["summarizer"]["weights"]
-        case "query":
-            (weights_TxBxHxKxN,) = sown["summarizer"]["attention"]["weights"]
-            weights_TxBxKxN = weights_TxBxHxKxN.mean(axis=2)
-        case "pooling":
-            return pooling_summarize(jnp.eye(N)[None], k)
-        case _:
-            raise ValueError(f"no summary is called {kind!r}")
-    return jnp.swapaxes(weights_TxBxKxN, 0, 1)
 
 
 def _origins(read_UxM: np.ndarray, kept_UxMxM: np.ndarray) -> np.ndarray:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import ttm_jax
-from ttm_jax.demos.trace import place_name, symbol, trace
-from ttm_jax.multiplication import encode_problems
+from ttm_jax.demos.trace import symbol, trace
+from ttm_jax.multiplication import encode_problems, place_name
 from ttm_jax.vocab import EOS_TOKEN, PAD_TOKEN, TIMES_TOKEN
 
 
