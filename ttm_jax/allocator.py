@@ -3,7 +3,7 @@
 import ctypes
 import platform
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 _UNLIMITED = 2**31 - 1
 
 
@@ -12,8 +12,8 @@ def keep_freed_memory() -> bool:
 
     XLA on the CPU allocates the temporary memory of a program anew at each call. By default glibc gets buffers above
     32 MB from the system and returns them each time, so that each step pays for tens of thousands of new pages. Call it
-    before the first array is made; the process then stays as large as it ever was. Buffers of other threads than the
-    main one are reused up to 64 MB; a single arena would lift that, at the price of threads that wait for its lock.
+    before the first array is made; the process then stays as large as it ever was. All threads share one arena: XLA runs
+    programs on threads of its own, and other arenas than the main one hold at most 64 MB.
 
     Returns:
         Whether it was done: False where the C library is not glibc.
@@ -21,7 +21,8 @@ def keep_freed_memory() -> bool:
     if platform.libc_ver()[0] != "glibc":
         return False
     mallopt = ctypes.CDLL(None).mallopt
-    done = [mallopt(option, _UNLIMITED) == 1 for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)]
+    options = {_M_MMAP_THRESHOLD: _UNLIMITED, _M_TRIM_THRESHOLD: _UNLIMITED, _M_ARENA_MAX: 1}
+    done = [mallopt(option, value) == 1 for option, value in options.items()]
     return all(done)
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ttm_jax.metrics import correct_positions, create_target_mask
+from ttm_jax.metrics import correct_positions
 from ttm_jax.multiplication import MAX_DIGITS, encode_answers, encode_problems
-from ttm_jax.vocab import tokens_to_answer
+from ttm_jax.vocab import EOS_TOKEN, TIMES_TOKEN, tokens_to_answer
 
 
 class AnyMultiplier(ABC):
@@ -49,13 +49,15 @@ class Score:
 
     Attributes:
         correct, total: pairs answered exactly, and all.
-        place_correct, place_total: of each output position, units first; positions after EOS don't count.
+        end_correct: those that have EOS where the product ends; each product ends once.
+        digit_correct, digit_total: the digits of the products at each place, units first.
     """
 
     correct: int
     total: int
-    place_correct: tuple[int, ...]
-    place_total: tuple[int, ...]
+    end_correct: int
+    digit_correct: tuple[int, ...]
+    digit_total: tuple[int, ...]
 
     @property
     def accuracy(self) -> float:
@@ -75,19 +77,21 @@ def answer_pairs(
 def score_answers(predictions_PxT: np.ndarray, targets_PxT: np.ndarray) -> Score:
     """Counts of right answers and of right digits."""
     right = correct_positions(predictions_PxT, targets_PxT)
-    asked = create_target_mask(targets_PxT).astype(bool)
+    digits = targets_PxT < TIMES_TOKEN
     return Score(
         int(right.all(axis=1).sum()),
         len(targets_PxT),
-        tuple((right & asked).sum(axis=0).tolist()),
-        tuple(asked.sum(axis=0).tolist()),
+        int((right & (targets_PxT == EOS_TOKEN)).sum()),
+        tuple((right & digits).sum(axis=0).tolist()),
+        tuple(digits.sum(axis=0).tolist()),
     )
 
 
 def add_scores(scores: list[Score]) -> Score:
     """All pairs of several scores as one."""
-    places = [np.sum([getattr(s, name) for s in scores], axis=0).tolist() for name in ("place_correct", "place_total")]
-    return Score(sum(s.correct for s in scores), sum(s.total for s in scores), *map(tuple, places))
+    digits = [np.sum([getattr(s, name) for s in scores], axis=0).tolist() for name in ("digit_correct", "digit_total")]
+    counts = [sum(getattr(s, name) for s in scores) for name in ("correct", "total", "end_correct")]
+    return Score(*counts, *map(tuple, digits))
 
 
 def pick_examples(

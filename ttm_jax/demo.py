@@ -70,6 +70,8 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
         return fail(parser, f"--plot wants a product: {this_python()} -m ttm_jax.demo '{EXAMPLE}' --plot {args.plot}")
     if args.plot and args.plot.suffix.lower() not in SUFFIXES:
         return fail(parser, f"--plot {args.plot}: the file must end in {' or '.join(SUFFIXES)}")
+    if args.plot and not args.plot.parent.is_dir():
+        return fail(parser, f"--plot {args.plot}: there is no folder {args.plot.parent}")
     if args.page:
         return _serve(parser, args, problem)
 

@@ -89,7 +89,9 @@ def find_causes(
 
     "end wrong": the number ends there, or was ended. Else, with a carry head, "carry wrong": the carry out of the place
     before was not what the head said; and "carry left out": it was, but the digit is that of the column's products
-    alone, which comes about by chance too. All else is "sum wrong".
+    alone, which comes about by chance too. All else is "sum wrong". The head reads the output of a step, not the memory
+    that the next one finds: a carry that was changed in between counts as "sum wrong", and where a carry of 10, 20, ...
+    was left out nothing shows it.
 
     Args:
         predictions_PxT: tokens of wrong answers.
@@ -223,8 +225,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _legend(carry_head: bool) -> str:
     head = (
-        f"{CARRY_WRONG}: the carry head had said another carry into that digit; {CARRY_LEFT_OUT}: it had said the "
-        "right one, but the digit is that of its column without it"
+        f"{CARRY_WRONG}: the carry head, which reads the output of the step before, had said another carry into that "
+        f"digit; {CARRY_LEFT_OUT}: it had said the right one, but the digit is that of its column without it"
         if carry_head
         else "There is no carry head, so what was carried is not known"
     )

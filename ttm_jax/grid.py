@@ -46,42 +46,37 @@ def evaluate_grid(
 def report(scores: dict[str, Score], seconds: float) -> dict:
     """The scores as one JSON object.
 
-    "exact_match" maps each length to its "correct" and "total" pairs, "digits" to those of each place of the product,
-    units first, with intervals; "digit_accuracy" is of all lengths together. A place holds a digit or the closing EOS.
+    "exact_match" maps each length to its "correct" and "total" pairs; "digits" each length, and "all", to the digits at
+    each place of the product, units first, with intervals. The position accuracy counts digits and the closing EOS.
     """
     everything = add_scores(list(scores.values()))
+    positions = sum(everything.digit_total) + everything.total
     return {
         "exact_match": {name: {"correct": s.correct, "total": s.total} for name, s in scores.items()},
         "interval_95": {name: list(wilson_interval(s.correct, s.total)) for name, s in scores.items()},
-        "digits": {name: _digits(score) for name, score in scores.items()},
-        "digit_accuracy": [
-            correct / total if total else None
-            for correct, total in zip(everything.place_correct, everything.place_total, strict=True)
-        ],
-        "position_accuracy": sum(everything.place_correct) / sum(everything.place_total),
+        "digits": {name: _digits(score) for name, score in {"all": everything, **scores}.items()},
+        "position_accuracy": (sum(everything.digit_correct) + everything.end_correct) / positions,
         "sequence_accuracy": everything.accuracy,
         "seconds": seconds,
     }
 
 
 def _digits(score: Score) -> dict[str, list]:
-    counts = [pair for pair in zip(score.place_correct, score.place_total, strict=True) if pair[1]]
+    counts = [pair for pair in zip(score.digit_correct, score.digit_total, strict=True) if pair[1]]
     correct, total = (list(column) for column in zip(*counts, strict=True))
     return {"correct": correct, "total": total, "interval_95": [list(wilson_interval(*pair)) for pair in counts]}
 
 
 def digit_table(scores: dict[str, Score]) -> Table:
     """Of each length, how many digits are right, by their place in the product."""
-    title = "% of digits right, by place; the closing EOS counts as one"
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)  # 11 places in 80 columns
+    title = "% of the digits of the products right, by their place"
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)  # ten places in 80 columns
     table.add_column("digits", justify="right")
-    places = max(sum(map(bool, score.place_total)) for score in scores.values())
-    for place in range(places):
+    for place in range(max(sum(map(bool, score.digit_total)) for score in scores.values())):
         table.add_column(place_power(place), justify="right")
     for name, score in scores.items():
-        counts = zip(score.place_correct[:places], score.place_total[:places], strict=True)
-        cells = [f"{100 * correct / total:.1f}" if total else "" for correct, total in counts]
-        table.add_row(name.replace("x", " x "), *cells)
+        counts = zip(score.digit_correct, score.digit_total, strict=True)
+        table.add_row(name.replace("x", " x "), *(f"{100 * c / t:.1f}" for c, t in counts if t))
     return table
 
 
@@ -154,8 +149,9 @@ def run_evaluation(
     if args.digits:
         console.print(digit_table(scores))
     console.print("1 x 1 is all 100 pairs, trained on too; no other pair was ever trained on.")
-    places = "  ".join("-" if p is None else f"{100 * p:.1f}" for p in result["digit_accuracy"])
-    console.print(f"% right by place, units first, the closing EOS counted: {places}", highlight=False)
+    counts = zip(result["digits"]["all"]["correct"], result["digits"]["all"]["total"], strict=True)
+    places = "  ".join(f"{100 * correct / total:.1f}" for correct, total in counts)
+    console.print(f"% of digits right by place, units first: {places}", highlight=False)
     console.print(
         f"position accuracy {100 * result['position_accuracy']:.2f} %, "
         f"sequence accuracy {100 * result['sequence_accuracy']:.2f} % over the grid, "

@@ -3,7 +3,9 @@
 import importlib.util
 
 if importlib.util.find_spec("torch") is None:
-    raise ModuleNotFoundError("PyTorch is not installed; pip install 'token-turing-machine[torch]' installs it")
+    raise ModuleNotFoundError(  # by this name `python -m ttm_torch.train` says so in one line
+        "PyTorch is not installed; pip install 'token-turing-machine[torch]' installs it", name=__name__
+    )
 
 from ttm_torch import nn
 from ttm_torch.checkpoint import CheckpointError

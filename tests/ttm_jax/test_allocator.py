@@ -13,8 +13,8 @@ from ttm_jax.allocator import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 import jax, jax.numpy as jnp
-step = jax.jit(lambda x: jax.lax.optimization_barrier(jnp.outer(x, x)) @ x)  # the outer product: 36 MB
-x = jnp.ones(3072)
+step = jax.jit(lambda x: jax.lax.optimization_barrier(jnp.outer(x, x)) @ x)  # the outer product: 151 MB
+x = jnp.ones(6144)
 def faults():
     for _ in range(40):
         step(x).block_until_ready()

@@ -138,7 +138,7 @@ def test_a_picture(suffix, command, tmp_path):
         (["5", "x", "-3"], "negative numbers and differences are not for this network"),
         (["123456*2"], "123456 has 6 digits, too many: the numbers are from 0 to 99999"),
         (["2*3", "--plot", "x.gif"], "--plot x.gif: the file must end in .png or .html"),
-        (["2*3", "--plot", "none/x.png"], "none/x.png: No such file or directory"),
+        (["2*3", "--plot", "none/x.png"], "--plot none/x.png: there is no folder none"),
         (["--plot", "x.png"], f"--plot wants a product: {this_python()} -m ttm_jax.demo '123*45' --plot x.png"),
         (["--port", "8000"], "--port goes with --page"),
         (["--page", "--port", "70000"], "argument --port: must be a port from 1 to 65535, got '70000'"),
@@ -151,9 +151,17 @@ def test_a_picture(suffix, command, tmp_path):
 def test_bad_input_is_one_line(arguments, message, command):
     code, out, err = command(*arguments)
     assert code == 2
-    assert out == "" or "--plot" in arguments
+    assert out == ""
     assert err.startswith(f"python -m ttm_jax.demo: error: {message}")
     assert err.count("\n") == 1
+
+
+def test_a_picture_that_cannot_be_written_is_one_line(command, tmp_path):
+    (tmp_path / "x.png").mkdir()
+    code, out, err = command("2*3", "--plot", tmp_path / "x.png")
+    assert code == 2
+    assert out.startswith("2 × 3 = ")
+    assert err == f"python -m ttm_jax.demo: error: {tmp_path / 'x.png'}: Is a directory\n"
 
 
 def test_no_shipped_checkpoint_is_one_line(command, monkeypatch, tmp_path):

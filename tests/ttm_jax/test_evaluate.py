@@ -28,19 +28,20 @@ def test_scores_by_hand():
     targets = np.array([[6, 3, 11, 12], [6, 3, 11, 12], [0, 11, 12, 12]])
     predictions = np.array([[6, 3, 11, 11], [6, 4, 11, 11], [0, 11, 5, 5]])
     score = score_answers(predictions, targets)
-    assert score == Score(2, 3, (3, 2, 2, 0), (3, 3, 2, 0))
+    assert score == Score(2, 3, 3, (3, 1, 0, 0), (3, 2, 0, 0))
     assert score.accuracy == 2 / 3
-    total = add_scores([score, Score(1, 1, (1, 1, 0, 0), (1, 1, 0, 0))])
-    assert total == Score(3, 4, (4, 3, 2, 0), (4, 4, 2, 0))
-    result = report({"1x1": score, "2x1": Score(1, 1, (1, 1, 0, 0), (1, 1, 0, 0))}, 1.5)
-    assert result["exact_match"] == {"1x1": {"correct": 2, "total": 3}, "2x1": {"correct": 1, "total": 1}}
+    other = Score(1, 2, 1, (1, 1, 0, 0), (2, 2, 0, 0))
+    assert add_scores([score, other]) == Score(3, 5, 4, (4, 2, 0, 0), (5, 4, 0, 0))
+    result = report({"1x1": score, "2x1": other}, 1.5)
+    assert result["exact_match"] == {"1x1": {"correct": 2, "total": 3}, "2x1": {"correct": 1, "total": 2}}
     assert result["interval_95"]["1x1"] == list(wilson_interval(2, 3))
-    assert result["digit_accuracy"] == [1.0, 0.75, 1.0, None]
-    assert result["digits"]["1x1"]["correct"] == [3, 2, 2]
-    assert result["digits"]["1x1"]["total"] == [3, 3, 2]
-    assert result["digits"]["2x1"]["interval_95"] == [list(wilson_interval(1, 1))] * 2
-    assert result["position_accuracy"] == 9 / 10
-    assert result["sequence_accuracy"] == 3 / 4
+    assert list(result["digits"]) == ["all", "1x1", "2x1"]
+    assert result["digits"]["1x1"]["correct"] == [3, 1]
+    assert result["digits"]["1x1"]["total"] == [3, 2]
+    assert result["digits"]["2x1"]["interval_95"] == [list(wilson_interval(1, 2))] * 2
+    assert result["digits"]["all"]["correct"] == [4, 2]
+    assert result["position_accuracy"] == 10 / 14
+    assert result["sequence_accuracy"] == 3 / 5
     assert result["seconds"] == 1.5
 
 
@@ -80,7 +81,7 @@ def test_json_is_one_object(tiny_run, command):
         assert result["interval_95"][name] == list(wilson_interval(counts["correct"], counts["total"]))
     everything = result["exact_match"].values()
     assert result["sequence_accuracy"] == sum(c["correct"] for c in everything) / sum(c["total"] for c in everything)
-    assert len(result["digit_accuracy"]) == 5
+    assert len(result["digits"]["all"]["total"]) == 4
     assert 0 < result["sequence_accuracy"] <= result["position_accuracy"] <= 1
     assert result["seconds"] > 0
 
@@ -109,14 +110,14 @@ def test_digits_by_place(tiny_run, command):
     rows = [line.split() for line in out.splitlines()]
     for name, score in scores.items():
         n, m = name.split("x")
-        shown = [f"{100 * c / t:.1f}" for c, t in zip(score.place_correct, score.place_total, strict=True) if t]
+        shown = [f"{100 * c / t:.1f}" for c, t in zip(score.digit_correct, score.digit_total, strict=True) if t]
         assert [n, "x", m, *shown] in rows
-    assert "10⁴" in out
-    assert "10⁵" not in out
+    assert "10³" in out
+    assert "10⁴" not in out
 
 
 def test_the_whole_grid_fits_a_terminal():
-    full = Score(1000, 1000, (1000,) * 11, (1000,) * 11)
+    full = Score(1000, 1000, 1000, (1000,) * 10, (1000,) * 10)
     console = Console(width=80, file=io.StringIO())
     console.print(grid_table({f"{n}x{m}": full for n in range(1, 6) for m in range(1, 6)}))
     text = console.file.getvalue()
@@ -127,9 +128,9 @@ def test_the_whole_grid_fits_a_terminal():
 
 def test_all_places_fit_a_terminal():
     console = Console(width=80, file=io.StringIO())
-    console.print(digit_table({"5x5": Score(1000, 1000, (1000,) * 11, (1000,) * 11)}))
+    console.print(digit_table({"5x5": Score(1000, 1000, 1000, (1000,) * 10, (1000,) * 10)}))
     (row,) = (line for line in console.file.getvalue().splitlines() if "5 x 5" in line)
-    assert row.count("100.0") == 11
+    assert row.count("100.0") == 10
 
 
 @pytest.fixture

@@ -31,6 +31,20 @@ class TestLayerNorm:
             for found, expected in zip(ours_back(ours**2), theirs_back(ours**2), strict=True):
                 np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
+    @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+    def test_gradients_of_tokens_without_variance(self, dtype):
+        """Of all alike, and of one: epsilon is all that is left of the variance."""
+        direction = np.arange(24.0).reshape(3, 8) % 5
+        arrays = np.full(8, 1.5), np.full(8, 0.5), np.stack([np.full(8, 2.0), np.eye(8)[0], np.zeros(8)])
+        with jax.enable_x64(True):
+            gradients = []
+            for layer, of in ((LayerNorm, dtype), (nn.LayerNorm, jnp.float64)):
+                back = jax.vjp(self.function(layer(param_dtype=of)), *(jnp.asarray(x, of) for x in arrays))[1]
+                gradients.append(back(jnp.asarray(direction, of)))
+        for found, expected in zip(*gradients, strict=True):
+            assert found.dtype == dtype
+            np.testing.assert_allclose(found, expected, rtol=1e-5 if dtype == jnp.float32 else 1e-12, atol=1e-4)
+
     def test_forward_mode_and_second_order(self, inputs):
         with jax.enable_x64(True):
             results = []

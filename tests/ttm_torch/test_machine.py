@@ -1,5 +1,6 @@
 """What the machine of the twin says of wrong arguments and shapes; that it computes the right thing is parity's."""
 
+import os
 import subprocess
 import sys
 
@@ -49,10 +50,16 @@ def test_a_wrong_shape_is_named(tokens, memory, message):
         machine(torch.zeros(tokens), None if memory is None else torch.zeros(memory))
 
 
-def test_without_pytorch_the_import_says_what_is_missing():
-    code = "import importlib.util; importlib.util.find_spec = lambda name: None; import ttm_torch"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert ended.stderr.endswith(
-        "ModuleNotFoundError: PyTorch is not installed; pip install 'token-turing-machine[torch]' installs it\n"
+@pytest.mark.parametrize("arguments", [["-c", "import ttm_torch"], ["-m", "ttm_torch.train"]])
+def test_without_pytorch_what_is_missing_is_said(arguments, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util as util\n"
+        "find = util.find_spec\n"
+        "util.find_spec = lambda name, *package: None if name == 'torch' else find(name, *package)\n"
     )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    ended = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    *before, last = ended.stderr.splitlines()
+    assert "PyTorch is not installed; pip install 'token-turing-machine[torch]' installs it" in last
+    assert not before or arguments[0] == "-c", "of a command one line"
