@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ttm_jax import flops
+    from ttm_jax.allocator import keep_freed_memory
     from ttm_jax.checkpoint_files import CheckpointError
     from ttm_jax.config import (
         Config,
@@ -167,6 +168,7 @@ __all__ = [
     "flops",
     "held_out_pairs",
     "is_held_out",
+    "keep_freed_memory",
     "learning_rate_schedule",
     "load",
     "load_config",
@@ -195,6 +197,7 @@ __all__ = [
 
 # The module of each name, in the order in which data flows; the imports above, for those who run the code.
 _NAMES = {
+    "allocator": "keep_freed_memory",
     "vocab": "DIGIT_TOKENS EOS_TOKEN PAD_TOKEN TIMES_TOKEN VOCAB_SIZE number_to_tokens tokens_to_string",
     "multiplication": "MultiplicationDataset augment_batch held_out_pairs is_held_out",
     "config": "Config ConfigError CurriculumConfig DataConfig ModelConfig OptimizerConfig TrainConfig load_config",

@@ -3,26 +3,32 @@
 import ctypes
 import platform
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _UNLIMITED = 2**31 - 1
 
 
-def keep_freed_memory() -> bool:
+def keep_freed_memory(jax: bool = True) -> bool:
     """Makes malloc reuse freed memory in place of returning it to the system.
 
-    XLA on the CPU allocates the temporary memory of a program anew at each call. By default glibc gets buffers above
-    32 MB from the system and returns them each time, so that each step pays for tens of thousands of new pages. Call it
-    before the first array is made; the process then stays as large as it ever was. All threads share one arena: XLA runs
-    programs on threads of its own, and other arenas than the main one hold at most 64 MB.
+    To be called before the first array is made. XLA on the CPU allocates the temporary memory of a program anew at each
+    call. By default glibc gets buffers above 32 MB from the system and returns them each time, so that each step pays
+    for tens of thousands of new pages. The process then stays as large as it ever was.
+
+    Args:
+        jax: also make JAX run programs on the CPU in the thread that calls them, which waits for them: in other threads
+            than the main one glibc reuses no more than 64 MB.
 
     Returns:
-        Whether it was done: False where the C library is not glibc.
+        Whether it was done: False, and nothing changed, where the C library is not glibc.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
+    if jax:
+        from jax import config
+
+        config.update("jax_cpu_enable_async_dispatch", False)
     mallopt = ctypes.CDLL(None).mallopt
-    options = {_M_MMAP_THRESHOLD: _UNLIMITED, _M_TRIM_THRESHOLD: _UNLIMITED, _M_ARENA_MAX: 1}
-    done = [mallopt(option, value) == 1 for option, value in options.items()]
+    done = [mallopt(option, _UNLIMITED) == 1 for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)]
     return all(done)
 
 

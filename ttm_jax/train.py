@@ -13,6 +13,7 @@ from typing import Any, get_args
 import jax
 import numpy as np
 
+from ttm_jax.allocator import keep_freed_memory
 from ttm_jax.answers import answer_pairs
 from ttm_jax.checkpoint import CheckpointFolder, load_state
 from ttm_jax.checkpoint_files import JAX_FORMAT
@@ -116,7 +117,9 @@ def make_parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
-    return run_training(parser, parser.parse_args(argv), Trainer)
+    args = parser.parse_args(argv)
+    keep_freed_memory()
+    return run_training(parser, args, Trainer)
 
 
 if __name__ == "__main__":

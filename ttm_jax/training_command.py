@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ttm_jax.allocator import keep_freed_memory
 from ttm_jax.checkpoint_files import CheckpointError
 from ttm_jax.cli import Parser, fail, this_python
 from ttm_jax.config import (
@@ -102,7 +101,6 @@ def run_training(
         make_trainer: of config, run folder, whether to resume, and the question whether to stop.
         kept_flags: what the command that goes on has to say again.
     """
-    keep_freed_memory()
     stop = StopSignal()
     try:
         config, workdir = resolve(args)

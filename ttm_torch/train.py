@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ttm_jax.allocator import keep_freed_memory
 from ttm_jax.answers import answer_pairs
 from ttm_jax.checkpoint_files import TORCH_FORMAT
 from ttm_jax.cli import Parser
@@ -129,6 +130,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
     kept_flags = ["--device", args.device] if args.device else []
+    keep_freed_memory(jax=False)
     return run_training(parser, args, partial(Trainer, device=args.device), kept_flags)
 
 

@@ -101,7 +101,7 @@ def main() -> None:
     variant, device = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is no answer
-    keep_freed_memory()  # as training does; for both frameworks
+    keep_freed_memory(jax=variant.startswith("jax"))  # as training does, for both frameworks
     server = Server(variant, device)
     answer = server.hello()
     while True:

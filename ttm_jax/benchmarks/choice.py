@@ -32,7 +32,8 @@ def choice(results: list[dict[str, Any]]) -> str:
 
 
 def _throughput(result: dict[str, Any]) -> float:
-    return _best_row(result)["examples_per_s"]
+    """In machine steps a second: results may be of examples of different length."""
+    return _best_row(result)["examples_per_s"] * result["batch_sizes"]["num_steps"]
 
 
 def _best_row(result: dict[str, Any]) -> dict[str, Any]:
@@ -43,11 +44,12 @@ def _best_row(result: dict[str, Any]) -> dict[str, Any]:
 def _speed(best: dict[str, Any], measured: list[dict[str, Any]]) -> str:
     row, section = _best_row(best), best["batch_sizes"]
     text = (
-        f"It trains the multiplier (M={section['memory_size']}) on {row['examples_per_s']:,.0f} examples/s, at "
+        f"It trains the multiplier (M={section['memory_size']}) on {row['examples_per_s']:,.0f} examples/s of "
+        f"{section['num_steps']} places each, at "
         f"{percent(row['flops_fraction'])} of the FLOP/s of a large product."
     )
     others = [
-        f"{times(_throughput(best) / _throughput(other))} as many as {other['name']}"
+        f"{times(_throughput(best) / _throughput(other))} as many places as {other['name']}"
         for other in measured
         if other is not best
     ]

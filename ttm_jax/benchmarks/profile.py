@@ -93,6 +93,15 @@ def product_share(profiled: dict[str, Any]) -> float:
     return sum(work["share"] for work in profiled["rows"] if work["kind"] == PRODUCT and work["phase"] in counted)
 
 
+def arithmetic_share(profiled: dict[str, Any]) -> float:
+    """The share of what any form of a training step has to compute: nothing that is made again, and no copies."""
+    return sum(
+        work["share"]
+        for work in profiled["rows"]
+        if work["kind"] != COPY and work["phase"] in (FORWARD, BACKWARD, UPDATE)
+    )
+
+
 def _events(folder: Path, module: str) -> Iterator[tuple[str, float]]:
     """Instruction and nanoseconds of each event of a module in the latest trace of a folder."""
     path = max(folder.glob("plugins/profile/*/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
