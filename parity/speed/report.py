@@ -27,7 +27,6 @@ README_ROWS = {
     "multiplication/1/float32/stream": "one streaming step, checklist's sizes",
     "paper-16/8/float32/train": "training step, paper's machine, 8 steps of 16 tokens",
     "paper-3136/8/float32/train": "training step, paper's machine, 8 steps of 3136 tokens",
-    "paper-16/64/float32/train": "training step, paper's machine, 64 steps",
 }
 
 _KEYS = ["model", "steps", "type", "batch"]

@@ -522,7 +522,7 @@ def test_a_device_of_which_little_was_measured_comes_last(result, tmp_path):
     both = load_results(tmp_path)
     assert [device["name"] for device in both] == ["b", "a"]
     text = page.render(both, Path("r"))
-    assert "The only device on which training was measured so far: **b**." in text
+    assert "The only device whose training throughput was measured so far: **b**." in text
     assert "side by side" not in text
 
 

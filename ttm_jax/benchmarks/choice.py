@@ -15,7 +15,7 @@ def choice(results: list[dict[str, Any]]) -> str:
     measured = [result for result in results if result.get("batch_sizes", {}).get("best")]
     if measured:
         best = max(measured, key=_throughput)
-        chosen = "Train on" if len(measured) > 1 else "The only device on which training was measured so far:"
+        chosen = "Train on" if len(measured) > 1 else "The only device whose training throughput was measured so far:"
         lines = [
             f"{chosen} **{best['name']}**.",
             "",
