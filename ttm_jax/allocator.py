@@ -19,16 +19,16 @@ def keep_freed_memory(jax: bool = True) -> bool:
             than the main one glibc reuses no more than 64 MB.
 
     Returns:
-        Whether it was done: False, and nothing changed, where the C library is not glibc.
+        Whether it was done: False where the C library is not glibc, or refuses it.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
-    if jax:
+    mallopt = ctypes.CDLL(None).mallopt
+    done = [mallopt(option, _UNLIMITED) == 1 for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)]
+    if jax and all(done):
         from jax import config
 
         config.update("jax_cpu_enable_async_dispatch", False)
-    mallopt = ctypes.CDLL(None).mallopt
-    done = [mallopt(option, _UNLIMITED) == 1 for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)]
     return all(done)
 
 

@@ -89,9 +89,17 @@ def score_answers(predictions_PxT: np.ndarray, targets_PxT: np.ndarray) -> Score
 
 def add_scores(scores: list[Score]) -> Score:
     """All pairs of several scores as one."""
-    digits = [np.sum([getattr(s, name) for s in scores], axis=0).tolist() for name in ("digit_correct", "digit_total")]
-    counts = [sum(getattr(s, name) for s in scores) for name in ("correct", "total", "end_correct")]
-    return Score(*counts, *map(tuple, digits))
+
+    def at_each_place(counts: list[tuple[int, ...]]) -> tuple[int, ...]:
+        return tuple(np.sum(counts, axis=0).tolist())
+
+    return Score(
+        sum(score.correct for score in scores),
+        sum(score.total for score in scores),
+        sum(score.end_correct for score in scores),
+        at_each_place([score.digit_correct for score in scores]),
+        at_each_place([score.digit_total for score in scores]),
+    )
 
 
 def pick_examples(

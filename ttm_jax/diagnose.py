@@ -72,7 +72,7 @@ def diagnose(multiplier: Multiplier, length: str, pairs: int = 1000, batch_size:
         "wrong": int(wrong.sum()),
         "first_wrong_place": np.bincount(places, minlength=n + m + 1).tolist(),
         "causes": find_causes(
-            *(array if array is None else array[wrong] for array in (predictions, targets, true_carries, carries))
+            predictions[wrong], targets[wrong], true_carries[wrong], None if carries is None else carries[wrong]
         ),
         "carries": known,
         "read": dict(zip(READ, read, strict=True)),

@@ -159,7 +159,7 @@ def _machine_operations(sizes: Sizes, config: Config) -> Iterator[Operation]:
         yield Operation(name, "", module.apply, (variables, *inputs), 2 * B * multiplications)
 
     optimizer = optax.adam(1e-3)
-    variables = jax.tree.map(jnp.copy, variables)  # donated, and the whole step has them too
+    variables = random_variables(machine, tokens_BxNxD[:, None], memory_BxMxD)  # its own: they are donated
     state = variables, jax.jit(optimizer.init)(variables)
     flops = TRAINING_PASSES * measure_flops(machine, (B, T, N, D))
     train = machine_train_step(machine, optimizer)

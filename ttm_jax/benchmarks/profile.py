@@ -94,7 +94,10 @@ def product_share(profiled: dict[str, Any]) -> float:
 
 
 def arithmetic_share(profiled: dict[str, Any]) -> float:
-    """The share of what any form of a training step has to compute: nothing that is made again, and no copies."""
+    """The share of what any form of a training step has to compute: nothing that is made again, and no copies.
+
+    What the compiler gives no name is left out too: of which pass it is, is not known.
+    """
     return sum(
         work["share"]
         for work in profiled["rows"]

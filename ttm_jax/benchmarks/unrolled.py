@@ -181,7 +181,7 @@ def notes(section: dict[str, Any]) -> list[str]:
         if (row["steps"], row["num_tokens"]) == (wanted["steps"], wanted["num_tokens"]):
             targets = ", ".join(f"{label} {times(wanted[of])}" for of, label in LABELS.items())
             found = "; ".join(f"{name}: {_verdicts(row, name, wanted)}" for name in scans_of(row))
-            limit = f" {_limit(row)}" if row.get("product_share") and "median_s" in row[UNROLLED] else ""
+            limit = f" {_limit(row)}" if row.get("arithmetic_share") and "median_s" in row[UNROLLED] else ""
             return [f"Unrolled / scan at {where}, of which are wanted on two CPU cores {targets}. {found}.{limit}"]
     return [f"At {where}, for which ratios are wanted, nothing was measured."]
 
