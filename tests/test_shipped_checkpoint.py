@@ -38,7 +38,7 @@ def multiplier(request):
     [(name, *mark) for name, reached in REACHED.items() for mark in {**MARKS, **reached}.items()],
 )
 def test_it_is_above_the_mark_on_held_out_pairs(name, length, mark):
-    pairs_Px2 = ttm_jax.held_out_pairs(tuple(map(int, length.split("x"))), PAIRS)
+    pairs_Px2 = ttm_jax.held_out_pairs(parse_length(length), PAIRS)
     if length != "1x1":  # all of which are trained
         assert all(ttm_jax.is_held_out(a, b) for a, b in pairs_Px2.tolist())
     answers = load(name).multiply(*pairs_Px2.T)

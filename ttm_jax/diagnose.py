@@ -20,7 +20,7 @@ from ttm_jax.checkpoint_files import CheckpointError
 from ttm_jax.cli import Parser, fail, positive_int
 from ttm_jax.inference import Multiplier
 from ttm_jax.inside import load_machine, look_inside
-from ttm_jax.metrics import correct_positions
+from ttm_jax.metrics import exact_match
 from ttm_jax.multiplication import (
     MAX_DIGITS,
     count_digits,
@@ -59,9 +59,8 @@ def diagnose(multiplier: Multiplier, length: str, pairs: int = 1000, batch_size:
     predictions, targets = answer_pairs(multiplier, pairs_Px2, batch_size=batch_size)
     carries, read = _look(multiplier, n, m, pairs_Px2, batch_size)
     true_carries = schoolbook_carries(*pairs_Px2.T)
-    right = correct_positions(predictions, targets).astype(bool)
-    wrong = ~right.all(axis=1)
-    places = np.argmin(right[wrong], axis=1)
+    wrong = ~exact_match(predictions, targets)
+    places = _first_wrong_places(predictions[wrong], targets[wrong])
     before_another = np.arange(targets.shape[1]) + 1 < count_digits(pairs_Px2.prod(axis=1))[:, None]
     known = None
     if carries is not None:
@@ -99,7 +98,7 @@ def find_causes(
         true_carries_PxT: as of `schoolbook_carries`.
         carries_PxT: as the carry head has them; None without one.
     """
-    rows, places_P = np.arange(len(targets_PxT)), np.argmax(predictions_PxT != targets_PxT, axis=1)
+    rows, places_P = np.arange(len(targets_PxT)), _first_wrong_places(predictions_PxT, targets_PxT)
     written, true = predictions_PxT[rows, places_P], targets_PxT[rows, places_P]
     end = (written >= EOS_TOKEN) | (true >= EOS_TOKEN)
     counts = {END_WRONG: end}
@@ -111,6 +110,10 @@ def find_causes(
         counts[CARRY_LEFT_OUT] = ~end & (said == carry_in) & (written == (true - carry_in) % 10)
     counts[SUM_WRONG] = ~np.logical_or.reduce(list(counts.values()))
     return {cause: int(counts[cause].sum()) for cause in CAUSES if cause in counts}
+
+
+def _first_wrong_places(predictions_PxT: np.ndarray, targets_PxT: np.ndarray) -> np.ndarray:
+    return np.argmax(predictions_PxT != targets_PxT, axis=1)
 
 
 def parse_length(text: str) -> tuple[int, int]:

@@ -75,9 +75,14 @@ def digit_table(scores: dict[str, Score]) -> Table:
     for place in range(max(sum(map(bool, score.digit_total)) for score in scores.values())):
         table.add_column(place_power(place), justify="right")
     for name, score in scores.items():
-        counts = zip(score.digit_correct, score.digit_total, strict=True)
-        table.add_row(name.replace("x", " x "), *(f"{100 * c / t:.1f}" for c, t in counts if t))
+        table.add_row(name.replace("x", " x "), *_percentages(score))
     return table
+
+
+def _percentages(score: Score) -> list[str]:
+    """Of the digits at each place that has any."""
+    counts = zip(score.digit_correct, score.digit_total, strict=True)
+    return [f"{100 * correct / total:.1f}" for correct, total in counts if total]
 
 
 def grid_table(scores: dict[str, Score]) -> Table:
@@ -149,8 +154,7 @@ def run_evaluation(
     if args.digits:
         console.print(digit_table(scores))
     console.print("1 x 1 is all 100 pairs, trained on too; no other pair was ever trained on.")
-    counts = zip(result["digits"]["all"]["correct"], result["digits"]["all"]["total"], strict=True)
-    places = "  ".join(f"{100 * correct / total:.1f}" for correct, total in counts)
+    places = "  ".join(_percentages(add_scores(list(scores.values()))))
     console.print(f"% of digits right by place, units first: {places}", highlight=False)
     console.print(
         f"position accuracy {100 * result['position_accuracy']:.2f} %, "

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 import pytest
 
-from ttm_jax.checkpoint import BEST, LATEST, find_checkpoint, load_meta, load_params, load_state
-from ttm_jax.config import Config
+from ttm_jax.checkpoint import BEST, LATEST, find_checkpoint, load_meta, load_params, load_state, save_params
+from ttm_jax.config import Config, config_to_dict, override
 from ttm_jax.inference import Multiplier
 from ttm_jax.multiplication import encode_problems
 from ttm_jax.multiplier import TTMModel
+from ttm_jax.state import create_state
 from ttm_jax.train import Trainer
 
 
@@ -55,6 +56,14 @@ def without_end() -> Callable[[Multiplier], Multiplier]:
         return dataclasses.replace(multiplier, variables={"params": params})
 
     return change
+
+
+@pytest.fixture
+def baseline(tiny_config, tmp_path) -> Path:
+    """A checkpoint of a plain Transformer, which has no machine."""
+    config = override(tiny_config, {"model.kind": "transformer", "model.carry_head": "false"})
+    save_params(tmp_path / "baseline", create_state(config).params, {"config": config_to_dict(config)})
+    return tmp_path / "baseline"
 
 
 def _leaves(tree: Any) -> dict[str, tuple[str, bytes]]:

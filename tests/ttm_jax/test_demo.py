@@ -8,9 +8,7 @@ import pytest
 
 import ttm_jax
 from ttm_jax import demo
-from ttm_jax.checkpoint import save_params
 from ttm_jax.cli import this_python
-from ttm_jax.config import config_to_dict, override
 from ttm_jax.demo import main
 
 
@@ -174,10 +172,8 @@ def test_no_shipped_checkpoint_is_one_line(command, monkeypatch, tmp_path):
     )
 
 
-def test_a_model_without_a_machine_is_one_line(command, tiny_config, tmp_path):
-    config = override(tiny_config, {"model.kind": "transformer", "model.carry_head": "false"})
-    save_params(tmp_path / "baseline", ttm_jax.create_state(config).params, {"config": config_to_dict(config)})
-    code, out, err = command("2*3", "--checkpoint", tmp_path / "baseline")
+def test_a_model_without_a_machine_is_one_line(command, baseline):
+    code, out, err = command("2*3", "--checkpoint", baseline)
     assert (code, out) == (2, "")
     assert err.endswith("baseline: model.kind is transformer, which has no memory to show; name a machine's\n")
     assert err.count("\n") == 1

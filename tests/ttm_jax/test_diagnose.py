@@ -10,8 +10,6 @@ import pytest
 
 import ttm_jax
 from ttm_jax import diagnose as module
-from ttm_jax.checkpoint import save_params
-from ttm_jax.config import config_to_dict, override
 from ttm_jax.demos.trace import trace
 from ttm_jax.diagnose import CAUSES, READ, diagnose, find_causes
 from ttm_jax.multiplication import encode_answers, held_out_pairs, schoolbook_carries
@@ -142,9 +140,7 @@ def test_what_is_wrong_is_said_in_one_line(arguments, message, command):
     assert err.count("\n") == 1
 
 
-def test_a_model_without_a_machine_is_one_line(command, tiny_config, tmp_path):
-    config = override(tiny_config, {"model.kind": "transformer", "model.carry_head": "false"})
-    save_params(tmp_path / "baseline", ttm_jax.create_state(config).params, {"config": config_to_dict(config)})
-    code, out, err = command(tmp_path / "baseline")
+def test_a_model_without_a_machine_is_one_line(command, baseline):
+    code, out, err = command(baseline)
     assert (code, out) == (2, "")
     assert err.endswith("baseline: model.kind is transformer, which has no memory to show; name a machine's\n")

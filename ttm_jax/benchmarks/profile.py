@@ -27,7 +27,7 @@ _PRODUCTS = {"dot", "convolution"}
 _PRODUCT_TARGETS = re.compile("gemm|matmul|conv|dot", re.IGNORECASE)  # of libraries
 _SUM = "reduce"
 _SUMS = {_SUM, "reduce-window", "scatter"}
-_TOTALS = re.compile(r"dot\w+\[\d+,1\]")  # a product with a single column, as of ones: LayerNorm sums up by such
+_ONE_COLUMN = re.compile(r"\w+\[\d+,1\]")  # the shape of a product with one, as of ones: LayerNorm sums up by such
 _COPIES = {
     *("copy", "transpose", "bitcast", "broadcast", "reshape", "slice", "dynamic-slice", "dynamic-update-slice"),
     *("concatenate", "pad", "reverse", "gather", "iota", "parameter", "constant", "tuple", "get-tuple-element"),
@@ -89,8 +89,7 @@ def product_share(profiled: dict[str, Any]) -> float:
     """The share of the matrix products of forward and backward pass in all operations: none that is made again, none of
     the optimiser's.
     """
-    counted = (FORWARD, BACKWARD)
-    return sum(work["share"] for work in profiled["rows"] if work["kind"] == PRODUCT and work["phase"] in counted)
+    return _share(profiled, {PRODUCT}, {FORWARD, BACKWARD})
 
 
 def arithmetic_share(profiled: dict[str, Any]) -> float:
@@ -98,11 +97,11 @@ def arithmetic_share(profiled: dict[str, Any]) -> float:
 
     What the compiler gives no name is left out too: of which pass it is, is not known.
     """
-    return sum(
-        work["share"]
-        for work in profiled["rows"]
-        if work["kind"] != COPY and work["phase"] in (FORWARD, BACKWARD, UPDATE)
-    )
+    return _share(profiled, {PRODUCT, SUM, ELEMENTWISE}, {FORWARD, BACKWARD, UPDATE})
+
+
+def _share(profiled: dict[str, Any], kinds: set[str], phases: set[str]) -> float:
+    return sum(work["share"] for work in profiled["rows"] if work["kind"] in kinds and work["phase"] in phases)
 
 
 def _events(folder: Path, module: str) -> Iterator[tuple[str, float]]:
@@ -163,7 +162,7 @@ def _inside(instruction: _Instruction, computations: dict[str, dict[str, _Instru
 
 
 def _kind(inside: list[_Instruction]) -> str:
-    opcodes = {_SUM if _TOTALS.match(i.opcode + i.shape) else i.opcode for i in inside}
+    opcodes = {_SUM if i.opcode == "dot" and _ONE_COLUMN.match(i.shape) else i.opcode for i in inside}
     if opcodes & _PRODUCTS or any(_PRODUCT_TARGETS.search(instruction.target) for instruction in inside):
         return PRODUCT
     if opcodes & _SUMS:
