@@ -20,6 +20,7 @@ from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_enable_compilation_cache", False)
+jax.config.update("jax_num_cpu_devices", 2)
 torch.set_num_threads(1)  # small arrays: more threads wait for each other
 
 # Shape and dtype contracts of the public pure functions: checked here, free for users.

@@ -36,6 +36,7 @@ from ttm_jax.benchmarks.results import (
 from ttm_jax.benchmarks.unrolled import STEPS, cases_of
 from ttm_jax.cli import Parser, fail, positive_int
 from ttm_jax.hardware import UNKNOWN, devices_present
+from ttm_jax.placement import divide_processor
 
 OUT = Path("results/hardware")
 PAGE = Path("hardware_choice.md")
@@ -135,6 +136,7 @@ def _measure(args: argparse.Namespace) -> int:
     """Measures one thing on each device, shows it, and writes it unless the run is quick and names no folder."""
     folder = args.out or (None if args.quick else OUT)
     keep_freed_memory()  # as training does
+    divide_processor()
     devices = devices_present()
     heads = [describe(device) for device in devices]
     if folder:

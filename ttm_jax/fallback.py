@@ -22,7 +22,8 @@ class StepPlan:
     But for dropout, of which each micro-batch draws its own.
 
     Attributes:
-        micro_batches: equal parts of the batch, one after the other, whose gradients are added up.
+        micro_batches: equal parts of the batch, or of a device's share of it, one after the other, whose gradients are
+            added up.
         remat: what a machine step keeps for the backward pass; what the config says where None.
         device: "cpu"; the default device where None.
     """
@@ -35,7 +36,7 @@ class StepPlan:
         """The plan that takes less memory than this one; None where there is none.
 
         Args:
-            batch_size: B, which micro-batches divide.
+            batch_size: B, or a device's share of it, which micro-batches divide.
             remats: the policies that keep less than the config's, the strongest last.
             cpu: whether there is a CPU besides the default device.
         """
@@ -47,10 +48,12 @@ class StepPlan:
             return StepPlan(self.micro_batches, remats[tried], self.device)
         return StepPlan(device="cpu") if cpu and self.device is None else None
 
-    def describe(self, batch_size: int) -> str:
-        """In words: "4 micro-batches of 16"."""
-        size = batch_size // self.micro_batches
+    def describe(self, batch_size: int, num_devices: int = 1) -> str:
+        """In words: "4 micro-batches of 16", of several devices "4 micro-batches of 8 on each of 2 devices"."""
+        size = batch_size // (self.micro_batches * num_devices)
         parts = [f"{self.micro_batches} micro-batches of {size}" if self.micro_batches > 1 else f"batches of {size}"]
+        if num_devices > 1:
+            parts[0] += f" on each of {num_devices} devices"
         if self.remat is not None:
             parts.append(f'rematerialisation "{self.remat}"')
         if self.device is not None:

@@ -70,7 +70,7 @@ def detect_machine(root: Path = ROOT) -> Machine:
         architecture=platform.machine() or UNKNOWN,
         cores=_cores(root),
         cpus=len(_cpu_folders(root)) or os.cpu_count(),
-        usable_cpus=_usable_cpus(root),
+        usable_cpus=usable_cpus(root),
         caches=_caches(root),
         instruction_sets=_instruction_sets(root),
         memory_bytes=_memory_bytes(root),
@@ -87,12 +87,22 @@ def processor_name(root: Path = ROOT) -> str:
     return name if family is None or model is None else f"{name} (family {family}, model {model})"
 
 
+def usable_cpus(root: Path = ROOT) -> int | None:
+    """Hardware threads that this process may use, by its affinity and its control group."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    quota, _, period = (_read(root / "sys/fs/cgroup/cpu.max") or "").partition(" ")
+    if not quota.isdecimal() or not period.isdecimal():
+        return affinity
+    share = max(1, math.ceil(int(quota) / int(period)))
+    return share if affinity is None else min(affinity, share)
+
+
 def describe_device(device: "jax.Device") -> dict[str, Any]:
     """An accelerator, or the processor as JAX sees it, as plain values; None for what it does not say."""
     return {
         "kind": device.device_kind,
         "platform": device.platform,
-        "count": sum(other.device_kind == device.device_kind for other in device.client.devices()),
+        "count": _count(device),
         "memory_bytes": (device.memory_stats() or {}).get("bytes_limit"),
         "compute_capability": getattr(device, "compute_capability", None),
         "core_count": getattr(device, "core_count", None),
@@ -108,6 +118,11 @@ def devices_present() -> list["jax.Device"]:
         with contextlib.suppress(RuntimeError):  # JAX_PLATFORMS may leave the processor out
             devices = [*jax.devices("cpu"), *devices]
     return list({(device.platform, device.device_kind): device for device in reversed(devices)}.values())[::-1]
+
+
+def _count(device: "jax.Device") -> int:
+    """How many of its kind there are; the processor is one, however many devices JAX makes of it."""
+    return 1 if device.platform == "cpu" else sum(d.device_kind == device.device_kind for d in device.client.devices())
 
 
 def total_memory(device: "jax.Device") -> int | None:
@@ -156,15 +171,6 @@ def _cores(root: Path) -> int | None:
         (_read(cpu / "topology/physical_package_id"), _read(cpu / "topology/core_id")) for cpu in _cpu_folders(root)
     }
     return len(cores) if cores and (None, None) not in cores else None
-
-
-def _usable_cpus(root: Path) -> int | None:
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    quota, _, period = (_read(root / "sys/fs/cgroup/cpu.max") or "").partition(" ")
-    if not quota.isdecimal() or not period.isdecimal():
-        return affinity
-    share = max(1, math.ceil(int(quota) / int(period)))
-    return share if affinity is None else min(affinity, share)
 
 
 def _caches(root: Path) -> tuple[Cache, ...]:

@@ -132,6 +132,10 @@ class TrainingLoop(ABC, Generic[State]):
     def _next_plan(self, plan: StepPlan) -> StepPlan | None:
         """That takes less memory; None where there is none."""
 
+    def _num_devices(self, plan: StepPlan) -> int:
+        """How many divide each batch between them."""
+        return 1
+
     @abstractmethod
     def _copy_state(self) -> Mapping[str, Any] | None:
         """The state on the host, with its "step"; None where a step that failed has taken it along."""
@@ -387,7 +391,8 @@ class TrainingLoop(ABC, Generic[State]):
         return copy if copy is not None and copy["step"] == self.progress.step else None
 
     def _describe_plan(self) -> str:
-        return self.progress.plan.describe(self.config.data.batch_size)
+        plan = self.progress.plan
+        return plan.describe(self.config.data.batch_size, self._num_devices(plan))
 
     def _refuse_changes(self, saved: Config) -> None:
         if changed := changed_keys(saved, self.config):

@@ -29,20 +29,21 @@ class Program:
     """`function` compiled for the arguments, of which only shapes count; arrays and `jax.ShapeDtypeStruct`s will do.
 
     With `carries`, the first argument is donated, and the first of the results takes its place in the next call.
+    It runs on `num_devices` devices.
 
     Attributes:
         compile_s: seconds to trace, lower and compile.
-        memory: what the compiler planned; None where the backend doesn't say.
+        memory: what the compiler planned, on all devices together; None where the backend doesn't say.
         moved_bytes: of all arguments and results, each counted once: the least that has to be moved.
     """
 
-    def __init__(self, function: Callable[..., Any], *arguments: Any, carries: bool = False):
+    def __init__(self, function: Callable[..., Any], *arguments: Any, carries: bool = False, num_devices: int = 1):
         jitted = jax.jit(function, donate_argnums=(0,) if carries else (), keep_unused=True)
         start = time.perf_counter()
         lowered = jitted.lower(*arguments)
         self.compiled = lowered.compile()
         self.compile_s = time.perf_counter() - start
-        self.memory = program_memory(self.compiled)
+        self.memory = program_memory(self.compiled, num_devices)
         self.moved_bytes = tree_bytes(arguments) + tree_bytes(lowered.out_info)
         self._carries = carries
 
@@ -63,13 +64,16 @@ class Program:
         return call
 
 
-def program_memory(compiled: jax.stages.Compiled) -> ProgramMemory | None:
-    """What the compiler planned; None where the backend doesn't say."""
+def program_memory(compiled: jax.stages.Compiled, num_devices: int = 1) -> ProgramMemory | None:
+    """What the compiler planned, on so many devices together; None where the backend doesn't say."""
     stats = compiled.memory_analysis()
     if stats is None:
         return None
     return ProgramMemory(
-        stats.argument_size_in_bytes, stats.output_size_in_bytes, stats.alias_size_in_bytes, stats.temp_size_in_bytes
+        num_devices * stats.argument_size_in_bytes,
+        num_devices * stats.output_size_in_bytes,
+        num_devices * stats.alias_size_in_bytes,
+        num_devices * stats.temp_size_in_bytes,
     )
 
 

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, PartitionSpec
 
 from ttm_jax.config import Config, ConfigError, RematName
 from ttm_jax.losses import CARRY_LOSS_SCALE, compute_carry_loss, compute_sum_loss, compute_total_loss
@@ -95,34 +97,42 @@ def loss_fn(
     return loss + CARRY_LOSS_SCALE * carry_loss, logits_BxTxV
 
 
-@partial(jax.jit, donate_argnums=0, static_argnames=("micro_batches", "remat"))
+@partial(jax.jit, donate_argnums=0, static_argnames=("micro_batches", "remat", "mesh"))
 def train_step(
-    state: TrainState, batch: dict[str, jax.Array], micro_batches: int = 1, remat: RematName | None = None
+    state: TrainState,
+    batch: dict[str, jax.Array],
+    micro_batches: int = 1,
+    remat: RematName | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[TrainState, dict[str, Any]]:
     """One optimiser step on `batch`: "inputs" [B, S], "targets" [B, T] and, for a carry head, "carries" [B, T].
 
     T machine steps are run. Under the schedule "product" a carry head has "sums" [B, U] in place of the carries, and U
-    steps are run: see `training_arrays`. Two options take less memory and, to rounding, change nothing else:
+    steps are run: see `training_arrays`. Three options change where and in what order it is computed and, to rounding,
+    nothing else:
 
     Args:
         state: donated, so don't use it again.
         batch: of the next step.
-        micro_batches: equal parts of the batch, whose gradients are computed one after the other and added up.
-            With dropout, the i-th draws from its own key, `fold_in(key of the step, i)`, so that other units are
-            dropped than in the whole batch.
+        micro_batches: equal parts of the batch, or of a device's share of it, whose gradients are computed one after
+            the other and added up, which takes less memory. With dropout, the i-th draws from its own key,
+            `fold_in(key of the step, i)`, so that other units are dropped than in the whole batch.
         remat: in place of the config's, where it is given.
+        mesh: devices on one axis that divide the batch equally between them, where it is given. Their gradients are
+            added up, and each takes the whole of the optimiser's step. State and batch lie on them as `Placement`
+            puts them. With dropout, the i-th draws from its own key, `fold_in(key of the step, i)`.
 
     Returns the next state and metrics: "loss", "grad_norm" (before clipping), "learning_rate" and "exact_match"
     [B], True for each example answered right.
 
     Raises:
-        ValueError: if `micro_batches` doesn't divide B, or a carry head has nothing to be trained on.
+        ValueError: if the devices and `micro_batches` don't divide B, or a carry head has nothing to be trained on.
     """
     key = jax.random.fold_in(state.key, state.step)
     model = state.model
     if remat is not None:
         model = model.clone(config=dataclasses.replace(model.config, remat=remat))
-    loss, matches_B, grads = _gradients(state.params, model, batch, key, micro_batches)
+    loss, matches_B, grads = _gradients(state.params, model, batch, key, micro_batches, mesh)
     optimizer = make_optimizer(state.config.optimizer)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics = {
@@ -136,9 +146,34 @@ def train_step(
 
 
 def _gradients(
-    params: dict, model: TTMModel, batch: dict[str, jax.Array], key: jax.Array, micro_batches: int
+    params: dict, model: TTMModel, batch: dict[str, jax.Array], key: jax.Array, micro_batches: int, mesh: Mesh | None
 ) -> tuple[jax.Array, jax.Array, dict]:
     """Loss, whether each example is answered right [B], and gradients."""
+    if mesh is None:
+        return _gradients_of_parts(params, model, batch, key, micro_batches)
+    (axis,) = mesh.axis_names
+
+    def gradients(params: dict, batch: dict[str, jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array, dict]:
+        key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+        loss, matches, grads = _gradients_of_parts(params, model, batch, key, micro_batches)
+        count = create_target_mask(batch["targets"]).sum()  # the loss is a mean over so many tokens
+        # All as one array: so many sums of small ones would take as long as a tenth of the step.
+        flat, unravel = ravel_pytree((loss, grads))
+        total = jax.lax.psum(count.astype(flat.dtype) * jnp.append(flat, 1), axis)
+        loss, grads = unravel(total[:-1] / total[-1])
+        return loss, matches, grads
+
+    everywhere, divided = PartitionSpec(), PartitionSpec(axis)
+    in_specs, out_specs = (everywhere, divided, everywhere), (everywhere, divided, everywhere)
+    # Were variance over the devices tracked, each step of the backward scan would add gradients up over them.
+    parallel = jax.shard_map(gradients, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return parallel(params, batch, key)
+
+
+def _gradients_of_parts(
+    params: dict, model: TTMModel, batch: dict[str, jax.Array], key: jax.Array, micro_batches: int
+) -> tuple[jax.Array, jax.Array, dict]:
+    """As `_gradients`, on one device."""
 
     def gradients(batch: dict[str, jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array, dict]:
         (loss, logits_BxTxV), grads = jax.value_and_grad(loss_fn, has_aux=True)(params, model, batch, key)

@@ -3,10 +3,13 @@
 python -m ttm_jax.train                                  # two CPU cores, a few minutes
 python -m ttm_jax.train --config multiplication          # the checklist's sizes
 python -m ttm_jax.train --workdir runs/quick --resume    # go on
+python -m ttm_jax.train --devices 1                      # not divided between the cores, or GPUs
 """
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,11 +20,12 @@ from ttm_jax.allocator import keep_freed_memory
 from ttm_jax.answers import answer_pairs
 from ttm_jax.checkpoint import CheckpointFolder, load_state
 from ttm_jax.checkpoint_files import JAX_FORMAT
-from ttm_jax.cli import Parser
+from ttm_jax.cli import Parser, positive_int
 from ttm_jax.config import Config, RematName
 from ttm_jax.fallback import StepPlan
 from ttm_jax.inference import Multiplier
 from ttm_jax.loop import NonFiniteLoss, TrainingLoop
+from ttm_jax.placement import Placement, divide_processor, place
 from ttm_jax.run_folder import provenance
 from ttm_jax.state import TrainState, check_precision, create_state, random_keys, train_step
 from ttm_jax.training_command import make_training_parser, resolve, run_training
@@ -32,8 +36,11 @@ __all__ = ["NonFiniteLoss", "Trainer", "main", "make_parser", "resolve"]
 class Trainer(TrainingLoop[TrainState]):
     """The loop in JAX.
 
+    Its batches are divided between `num_devices` devices: where None, as `place` says.
+
     Raises:
-        ConfigError: also where the config asks for float64 and JAX is not allowed it.
+        ConfigError: also where the config asks for float64 and JAX is not allowed it, or there are not so many devices,
+            or they don't divide the batch.
     """
 
     checkpoint_format = JAX_FORMAT
@@ -44,37 +51,47 @@ class Trainer(TrainingLoop[TrainState]):
         workdir: str | Path,
         resume: bool = False,
         stop_requested: Callable[[], bool] = lambda: False,
+        num_devices: int | None = None,
     ):
         check_precision(config)
+        self._placements: dict[str | None, Placement] = {None: place(config.data.batch_size, num_devices=num_devices)}
         super().__init__(config, workdir, resume, stop_requested)
 
     def _create_state(self, plan: StepPlan) -> TrainState:
-        return self._put(create_state(self.config), plan)
+        return self._placement(plan).replicate(create_state(self.config))
 
     def _load_state(self, checkpoint: Path, plan: StepPlan) -> TrainState:
-        return self._put(load_state(checkpoint, self.config), plan)
+        return self._placement(plan).replicate(load_state(checkpoint, self.config))
 
     def _open_checkpoints(self, kind: str) -> CheckpointFolder:
         return CheckpointFolder(self.folder.path, kind)
 
     def _describe_origin(self) -> dict[str, Any]:
-        return provenance()
+        return {**provenance(), "devices": len(self._placements[None].devices)}
 
     def describe_model(self) -> str:
         parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
-        (device,) = self.state.step.devices()
-        return f"{parameters:,} parameters on {device.device_kind}"
+        devices = self._placement(self.progress.plan).devices
+        number = f"{len(devices)} x " if len(devices) > 1 else ""
+        return f"{parameters:,} parameters on {number}{devices[0].device_kind}"
 
     def _train_step(self, arrays: dict[str, np.ndarray], plan: StepPlan) -> Mapping[str, Any]:
-        batch = self._put(arrays, plan)
-        self.state, metrics = train_step(self.state, batch, micro_batches=plan.micro_batches, remat=plan.remat)
+        placement = self._placement(plan)
+        self.state, metrics = train_step(
+            self.state,
+            placement.divide(arrays),
+            micro_batches=max(plan.micro_batches, placement.micro_batches),
+            remat=plan.remat,
+            mesh=placement.mesh,
+        )
         return metrics
 
     def _fetch(self, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
         return jax.device_get(metrics)
 
     def _answer(self, pairs_Px2: np.ndarray, num_steps: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        multiplier = Multiplier(self.state.model, {"params": self.state.params}, self.config, self.folder.path)
+        params = jax.tree.map(lambda leaf: leaf.addressable_data(0), self.state.params)  # of the first device
+        multiplier = Multiplier(self.state.model, {"params": params}, self.config, self.folder.path)
         return answer_pairs(multiplier, pairs_Px2, num_steps, batch_size)
 
     def _is_out_of_memory(self, error: Exception) -> bool:
@@ -83,7 +100,9 @@ class Trainer(TrainingLoop[TrainState]):
     def _next_plan(self, plan: StepPlan) -> StepPlan | None:
         remats = get_args(RematName)
         stronger = remats[remats.index(self.config.model.remat) + 1 :]
-        return plan.next(self.config.data.batch_size, stronger, _has_cpu_besides())
+        placement = self._placement(plan)
+        tried = replace(plan, micro_batches=max(plan.micro_batches, placement.micro_batches))
+        return tried.next(self.config.data.batch_size // len(placement.devices), stronger, _has_cpu_besides())
 
     def _copy_state(self) -> Mapping[str, Any] | None:
         state = self.state
@@ -93,11 +112,15 @@ class Trainer(TrainingLoop[TrainState]):
         return jax.tree.map(np.array, jax.device_get(changing))  # what device_get gives may be the device's own memory
 
     def _put_state(self, copy: Mapping[str, Any], plan: StepPlan) -> TrainState:
-        return self._put(self.state.replace(**copy, key=random_keys(self.config)[1]), plan)
+        return self._placement(plan).replicate(self.state.replace(**copy, key=random_keys(self.config)[1]))
 
-    def _put(self, tree: Any, plan: StepPlan) -> Any:
-        """Arrays on the device of the plan; on the default device uncommitted, as a fresh state is."""
-        return jax.device_put(tree, None if plan.device is None else jax.local_devices(backend=plan.device)[0])
+    def _placement(self, plan: StepPlan) -> Placement:
+        if plan.device not in self._placements:
+            self._placements[plan.device] = place(self.config.data.batch_size, plan.device)
+        return self._placements[plan.device]
+
+    def _num_devices(self, plan: StepPlan) -> int:
+        return len(self._placement(plan).devices)
 
 
 def _has_cpu_besides() -> bool:
@@ -112,14 +135,23 @@ def _has_cpu_besides() -> bool:
 
 def make_parser() -> Parser:
     """The command line; every key of the config is a dotted flag."""
-    return make_training_parser("ttm_jax")
+    parser = make_training_parser("ttm_jax")
+    parser.add_argument(
+        "--devices",
+        type=positive_int,
+        metavar="N",
+        help="how many devices divide each batch between them (default: the usable cores of a CPU, or one accelerator)",
+    )
+    return parser
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
     keep_freed_memory()
-    return run_training(parser, args, Trainer)
+    divide_processor(args.devices)
+    kept_flags = ["--devices", str(args.devices)] if args.devices else []
+    return run_training(parser, args, partial(Trainer, num_devices=args.devices), kept_flags)
 
 
 if __name__ == "__main__":

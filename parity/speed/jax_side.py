@@ -15,6 +15,7 @@ from ttm_jax.benchmarks.unrolled import Unrolled
 from ttm_jax.config import Config
 from ttm_jax.machine import TokenTuringMachine
 from ttm_jax.multiplier import TTMModel
+from ttm_jax.placement import place
 from ttm_jax.state import create_state, train_step
 from ttm_jax.vocab import PAD_TOKEN
 
@@ -52,12 +53,14 @@ def _apply(case: Case, variant: str) -> Apply:
 
 
 def _train_multiplier(config: Config, params: Any, batch: dict[str, jax.Array]) -> Call:
-    state = create_state(config).replace(params=params)
+    placement = place(len(batch["targets"]))  # as the trainer does
+    state = placement.replicate(create_state(config).replace(params=params))
+    divided = placement.divide(batch)
 
     def call() -> jax.Array:
         nonlocal state
-        state, metrics = jax.block_until_ready(train_step(state, batch))
-        return metrics["loss"]
+        state, metrics = train_step(state, divided, micro_batches=placement.micro_batches, mesh=placement.mesh)
+        return jax.block_until_ready(metrics["loss"])
 
     return call
 

@@ -38,7 +38,9 @@ class Server:
         self.call: Any = None
         if variant.startswith("jax"):
             from parity.speed import jax_side
+            from ttm_jax.placement import divide_processor
 
+            divide_processor()
             self.framework: Any = jax_side
             jax_side.warm_up()
         else:

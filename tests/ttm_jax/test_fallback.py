@@ -50,6 +50,7 @@ class TestPlans:
 
     def test_in_words(self):
         assert StepPlan(4).describe(64) == "4 micro-batches of 16"
+        assert StepPlan(4).describe(64, 2) == "4 micro-batches of 8 on each of 2 devices"
         assert StepPlan(64, "full").describe(64) == '64 micro-batches of 1, rematerialisation "full"'
         assert StepPlan(device="cpu").describe(64) == "batches of 64, on the CPU"
 
@@ -132,13 +133,13 @@ def memory(monkeypatch):
     """`memory(fits, first=0, takes_state=False)`: from step `first` on, only steps that `fits` accepts have memory."""
 
     def limit(fits, first=0, takes_state=False):
-        def step(state, batch, micro_batches, remat):
+        def step(state, batch, micro_batches, remat, mesh):
             device = "cpu" if batch["inputs"].committed else None
             if int(state.step) >= first and not fits(StepPlan(micro_batches, remat, device)):
                 if takes_state:
-                    train_step(state, batch, micro_batches=micro_batches, remat=remat)  # donated
+                    train_step(state, batch, micro_batches=micro_batches, remat=remat, mesh=mesh)  # donated
                 run_out_of_memory()
-            return train_step(state, batch, micro_batches=micro_batches, remat=remat)
+            return train_step(state, batch, micro_batches=micro_batches, remat=remat, mesh=mesh)
 
         monkeypatch.setattr(ttm_jax.train, "train_step", step)
 
@@ -250,9 +251,9 @@ def test_an_error_that_shows_when_the_step_is_read(
                 run_out_of_memory()
             return np.asarray(self.loss)
 
-    def step(state, batch, micro_batches, remat):
+    def step(state, batch, micro_batches, remat, mesh):
         number = int(state.step)
-        state, metrics = train_step(state, batch, micro_batches=micro_batches, remat=remat)
+        state, metrics = train_step(state, batch, micro_batches=micro_batches, remat=remat, mesh=mesh)
         if micro_batches == 1 and number == bad:
             metrics = {**metrics, "loss": Failed(metrics["loss"])}
         return state, metrics

@@ -1,5 +1,6 @@
 """Training throughput of the multiplier against the batch size: the best batch, and the largest that fits."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,12 +8,12 @@ import jax
 from ttm_jax.benchmarks.ceilings import PRODUCT, CeilingSizes, ceiling_functions, ceiling_sizes
 from ttm_jax.benchmarks.progress import Progress
 from ttm_jax.benchmarks.report import NOT_MEASURED, Table, median, peak, percent, quartiles, scaled
-from ttm_jax.benchmarks.workload import too_large, training_arguments, training_batch, training_flops
+from ttm_jax.benchmarks.workload import too_large, training_arguments, training_batch, training_flops, training_program
 from ttm_jax.config import Config, find_config, load_config
 from ttm_jax.cost import device_memory_taken
 from ttm_jax.hardware import total_memory
+from ttm_jax.placement import Placement, place
 from ttm_jax.program import Program
-from ttm_jax.state import train_step
 from ttm_jax.timing import affordable_calls, spread, time_interleaved, timed_call
 
 CONFIG = "multiplication"  # memory 96
@@ -44,14 +45,20 @@ def measure(
         progress.plan(len(batch_sizes) + 1)
         for batch_size in batch_sizes:
             progress.step(f"compiling: batch {batch_size}")
-            arguments = training_arguments(config, batch_size)
-            program = Program(train_step, *arguments, carries=True)
+            placement = place(batch_size, device.platform)
+            program = training_program(config, batch_size, placement)
             if too_large(program, device):
                 break
-            name, function = str(batch_size), program.bind(*arguments)
 
-            def run(program: Program = program, batch_size: int = batch_size) -> None:
-                jax.block_until_ready(program.bind(*training_arguments(config, batch_size))())
+            def bind(
+                program: Program = program, batch_size: int = batch_size, placement: Placement = placement
+            ) -> Callable[[], Any]:
+                return program.bind(*training_arguments(config, batch_size, placement))
+
+            def run(bind: Callable[[], Callable[[], Any]] = bind) -> None:
+                jax.block_until_ready(bind()())
+
+            name, function = str(batch_size), bind()
 
             if not programs and not device.memory_stats():
                 run()  # a resident set counts what is set up once; an allocator does not, and would keep this peak
@@ -78,6 +85,7 @@ def measure(
         rows.append(
             {
                 "batch_size": batch_size,
+                "num_devices": len(place(batch_size, device.platform).devices),
                 **timings[name],
                 "examples_per_s": batch_size / step_s,
                 "flops_per_s": flops_per_s,

@@ -17,7 +17,7 @@ from ttm_jax.benchmarks.workload import (
     normal,
     random_variables,
     too_large,
-    training_arguments,
+    training_batch,
     training_flops,
 )
 from ttm_jax.config import Config, find_config, load_config
@@ -27,7 +27,7 @@ from ttm_jax.memory import Read, make_write
 from ttm_jax.multiplier import make_machine
 from ttm_jax.processing import TransformerStack, make_processor
 from ttm_jax.program import Program
-from ttm_jax.state import train_step
+from ttm_jax.state import create_state, train_step
 from ttm_jax.timing import affordable_calls, spread, time_interleaved
 from ttm_jax.vocab import VOCAB_SIZE
 
@@ -168,7 +168,7 @@ def _machine_operations(sizes: Sizes, config: Config) -> Iterator[Operation]:
 
 def _multiplier_operations(sizes: Sizes, config: Config) -> Iterator[Operation]:
     B, S = sizes.batch_size, config.model.seq_len
-    state, batch = training_arguments(config, B)
+    state, batch = create_state(config), training_batch(config, B)
     variables = {"params": jax.tree.map(jnp.copy, state.params)}  # the training step takes the state's own
     inputs_BxS = jnp.asarray(batch["inputs"])
     flops = measure_flops(state.model, (B, S))

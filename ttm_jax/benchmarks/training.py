@@ -14,9 +14,9 @@ from ttm_jax.benchmarks.ceilings import PRODUCT, CeilingSizes, ceiling_functions
 from ttm_jax.benchmarks.profile import product_share, profile
 from ttm_jax.benchmarks.progress import Progress
 from ttm_jax.benchmarks.report import Table, median, percent, quartiles, scaled, times
-from ttm_jax.benchmarks.workload import too_large, training_arguments, training_flops
+from ttm_jax.benchmarks.workload import too_large, training_arguments, training_flops, training_program
 from ttm_jax.config import Config, find_config, load_config
-from ttm_jax.program import Program
+from ttm_jax.placement import Placement, place
 from ttm_jax.state import train_step
 from ttm_jax.timing import affordable_calls, spread, timed_call
 
@@ -70,20 +70,28 @@ def _row(
 ) -> dict[str, Any]:
     progress.step(f"compiling: {name}")
     B = config.data.batch_size
-    state, batch = training_arguments(config, B)
+    placement = place(B, device.platform)
+    program = training_program(config, B, placement)
+    state, batch = training_arguments(config, B, placement)
     T = batch["targets"].shape[1]
-    program = Program(train_step, state, batch, carries=True)
-    row: dict[str, Any] = {"config": name, "batch_size": B, "num_steps": T, "memory": program.memory_dict()}
+    row: dict[str, Any] = {
+        "config": name,
+        "batch_size": B,
+        "num_steps": T,
+        "num_devices": len(placement.devices),
+        "micro_batches": placement.micro_batches,
+        "memory": program.memory_dict(),
+    }
     if reason := too_large(program, device):
         progress.step(f"left out: {name}")
         progress.step(f"left out: {name}")
         return {**row, "skipped": reason}
-    function = program.bind(state, jax.device_put(batch))
+    function = program.bind(state, batch)
     calls = affordable_calls(function, budget_s)
     step_s = timed_call(function)
     progress.step(f"timing: {name}")
     steps = max(2, min(10, int(TURN_S / step_s)))
-    timings = _take_turns(config, product, steps, turns=max(5, calls // (2 * steps)))
+    timings = _take_turns(config, placement, product, steps, turns=max(5, calls // (2 * steps)))
     flops = training_flops(config, B, T)
     ceiling_flops_per_s = 2 * ceiling.product**3 / timings["product"]["median_s"]
     progress.step(f"profiling: {name}")
@@ -99,7 +107,9 @@ def _row(
     }
 
 
-def _take_turns(config: Config, product: Callable[[], Any], steps: int, turns: int) -> dict[str, Any]:
+def _take_turns(
+    config: Config, placement: Placement, product: Callable[[], Any], steps: int, turns: int
+) -> dict[str, Any]:
     """Seconds of a step alone, of one in the loop, of making a batch, and of the ceiling's product."""
     from ttm_jax.train import Trainer  # and orbax, which takes a second
 
@@ -108,14 +118,15 @@ def _take_turns(config: Config, product: Callable[[], Any], steps: int, turns: i
         curriculum=replace(config.curriculum, start_stage=config.curriculum.last_stage),
         train=replace(config.train, eval_every_epochs=10**9, max_epochs=10**9),
     )
-    state, batch = training_arguments(config, config.data.batch_size)
-    batch = jax.device_put(batch)
+    state, batch = training_arguments(config, config.data.batch_size, placement)
 
     def alone() -> Any:
         nonlocal state
         metrics = {}
         for _ in range(steps):
-            state, metrics = train_step(state, batch, micro_batches=1, remat=None)  # as the loop calls it
+            state, metrics = train_step(  # as the loop calls it
+                state, batch, micro_batches=placement.micro_batches, remat=None, mesh=placement.mesh
+            )
         return metrics
 
     def products() -> None:

@@ -1,5 +1,6 @@
 """What timed functions work on, and whether it fits: parameters, tokens, a training step of the multiplier."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -13,9 +14,10 @@ from ttm_jax.cost import measure_flops
 from ttm_jax.hardware import free_memory
 from ttm_jax.multiplication import MultiplicationDataset
 from ttm_jax.multiplier import TTMModel
+from ttm_jax.placement import Placement
 from ttm_jax.program import Program
 from ttm_jax.schedule import num_machine_steps, training_arrays
-from ttm_jax.state import TrainState, create_state
+from ttm_jax.state import TrainState, create_state, train_step
 
 # A backward pass costs two forward passes. What is recomputed, and what the optimiser does, is not counted.
 TRAINING_PASSES = 3
@@ -49,9 +51,16 @@ def training_batch(config: Config, batch_size: int) -> dict[str, np.ndarray]:
     return training_arrays(batch, config.model, T)
 
 
-def training_arguments(config: Config, batch_size: int) -> tuple[TrainState, dict[str, np.ndarray]]:
-    """A fresh state and a batch: what `train_step` takes."""
-    return create_state(config), training_batch(config, batch_size)
+def training_program(config: Config, batch_size: int, placement: Placement) -> Program:
+    """`train_step` as the trainer takes it."""
+    step = partial(train_step, micro_batches=placement.micro_batches, mesh=placement.mesh)
+    arguments = training_arguments(config, batch_size, placement)
+    return Program(step, *arguments, carries=True, num_devices=len(placement.devices))
+
+
+def training_arguments(config: Config, batch_size: int, placement: Placement) -> tuple[TrainState, dict[str, Any]]:
+    """A fresh state and a batch on the devices of the placement: what `train_step` takes."""
+    return placement.replicate(create_state(config)), placement.divide(training_batch(config, batch_size))
 
 
 def training_flops(config: Config, batch_size: int, num_steps: int) -> int:
