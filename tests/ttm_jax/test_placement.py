@@ -146,17 +146,22 @@ def test_nothing_moves_between_devices_that_was_not_asked_to(tiny_config, tmp_pa
 
 
 def test_less_memory_on_each_device(tiny_config, tmp_path, display, monkeypatch):
-    """Shares of a batch are halved where memory runs out, and it is said so."""
+    """Shares of a batch are halved where memory runs out, as far as they go, and it is said so."""
     trainer = Trainer(tiny_config, tmp_path, num_devices=2, stop_requested=lambda: trainer.progress.step == 2)
 
     def step(state, batch, micro_batches, remat, mesh):
-        if micro_batches == 1:
+        if remat is None:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: injected")
         return train_step(state, batch, micro_batches=micro_batches, remat=remat, mesh=mesh)
 
     monkeypatch.setattr(ttm_jax.train, "train_step", step)
     trainer.run(display)
-    assert display.messages == ["out of memory at step 0: going on with 2 micro-batches of 2 on each of 2 devices"]
+    where = "out of memory at step 0: going on with"
+    assert display.messages == [
+        f"{where} 2 micro-batches of 2 on each of 2 devices",
+        f"{where} 4 micro-batches of 1 on each of 2 devices",
+        f'{where} 4 micro-batches of 1 on each of 2 devices, rematerialisation "deep_dots"',
+    ]
 
 
 def run_command(environment, config_file, workdir, *flags):
