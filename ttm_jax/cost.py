@@ -9,12 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from ttm_jax.allocator import release_freed_memory
 from ttm_jax.config import Config, DataConfig
 from ttm_jax.flops import Machine, forward_flops, head_cost
 from ttm_jax.input_shape import TRAIN_BATCH, check_input_shape
 from ttm_jax.multiplier import TTMModel, make_machine
+from ttm_jax.placement import divide_gradients, mean_over_devices
 from ttm_jax.program import MEGABYTE, Program
 from ttm_jax.schedule import CARRY_HEAD_TARGETS, num_machine_steps
 from ttm_jax.state import create_state, train_step
@@ -110,19 +112,31 @@ def _training(model: Any, shape: tuple[int, ...]) -> tuple[Callable, Callable[[]
     return machine_train_step(model, optimizer), make_params_and_tokens
 
 
-def machine_train_step(machine: Any, optimizer: optax.GradientTransformation) -> Callable:
+def machine_train_step(machine: Any, optimizer: optax.GradientTransformation, mesh: Mesh | None = None) -> Callable:
     """One optimiser step of a bare machine on the mean square of its outputs and memory.
 
-    A function of ((variables, optimiser state), tokens [B, T, N, D]) giving ((variables, optimiser state), loss).
+    A function of ((variables, optimiser state), tokens [B, T, N, D]) giving ((variables, optimiser state), loss). The
+    devices of the mesh divide the tokens between them, where it is given.
     """
 
     def loss_of(variables: Any, tokens_BxTxNxD: jax.Array) -> jax.Array:
         outputs_BxTxRxD, memory_BxMxD = machine.apply(variables, tokens_BxTxNxD)
         return jnp.mean(outputs_BxTxRxD**2) + jnp.mean(memory_BxMxD**2)
 
+    def gradients_of(variables: Any, tokens_BxTxNxD: jax.Array) -> tuple[jax.Array, Any]:
+        if mesh is None:
+            return jax.value_and_grad(loss_of)(variables, tokens_BxTxNxD)
+        (axis,) = mesh.axis_names
+
+        def of_share(variables: Any, tokens: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
+            return mean_over_devices(jax.value_and_grad(loss_of)(variables, tokens), axis, jnp.ones(())), None
+
+        (loss, gradients), _ = divide_gradients(of_share, mesh)(variables, tokens_BxTxNxD)
+        return loss, gradients
+
     def step(state: tuple[Any, Any], tokens_BxTxNxD: jax.Array) -> tuple[tuple[Any, Any], jax.Array]:
         variables, opt_state = state
-        loss, gradients = jax.value_and_grad(loss_of)(variables, tokens_BxTxNxD)
+        loss, gradients = gradients_of(variables, tokens_BxTxNxD)
         updates, opt_state = optimizer.update(gradients, opt_state, variables)
         return (optax.apply_updates(variables, updates), opt_state), loss
 

@@ -2,12 +2,14 @@
 
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ttm_jax.config import ConfigError
@@ -77,6 +79,29 @@ def place(batch_size: int, platform: str | None = None, num_devices: int | None 
     share = batch_size // num_devices
     micro_batches = _largest_divisor(share, share // EXAMPLES) if on_processor and num_devices > 1 else 1
     return Placement(tuple(devices[:num_devices]), micro_batches, committed=platform is not None)
+
+
+def mean_over_devices(tree: Any, axis: str, weight: jax.Array) -> Any:
+    """The mean of arrays over the devices of a mesh's axis, by the weight of each; for use in `jax.shard_map`.
+
+    All are added up as one array: a hundred small sums take as long as a tenth of the default config's step.
+    """
+    flat, unravel = ravel_pytree(tree)
+    total = jax.lax.psum(weight.astype(flat.dtype) * jnp.append(flat, 1), axis)
+    return unravel(total[:-1] / total[-1])
+
+
+def divide_gradients(gradients: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`gradients(everywhere, batch)` computed by each device of a mesh on its share of the batch.
+
+    Its first result is the same everywhere, as of `mean_over_devices`, its second divided as the batch is.
+    """
+    (axis,) = mesh.axis_names
+    everywhere, divided = PartitionSpec(), PartitionSpec(axis)
+    # Were it tracked what varies over the devices, each step of the backward scan would add gradients up over them.
+    return jax.shard_map(
+        gradients, mesh=mesh, in_specs=(everywhere, divided), out_specs=(everywhere, divided), check_vma=False
+    )
 
 
 def divide_processor(num_devices: int | None = None) -> None:

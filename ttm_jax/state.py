@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from ttm_jax.config import Config, ConfigError, RematName
 from ttm_jax.losses import CARRY_LOSS_SCALE, compute_carry_loss, compute_sum_loss, compute_total_loss
 from ttm_jax.metrics import create_target_mask, exact_match, position_accuracy, sequence_accuracy
 from ttm_jax.multiplier import TTMModel, apply_eos_masking, detect_eos, make_model, predict_tokens, select_answers
 from ttm_jax.optimizer import learning_rate_schedule, make_optimizer
+from ttm_jax.placement import divide_gradients, mean_over_devices
 from ttm_jax.schedule import CARRY_HEAD_TARGETS
 
 
@@ -153,21 +153,15 @@ def _gradients(
         return _gradients_of_parts(params, model, batch, key, micro_batches)
     (axis,) = mesh.axis_names
 
-    def gradients(params: dict, batch: dict[str, jax.Array], key: jax.Array) -> tuple[jax.Array, jax.Array, dict]:
+    def gradients(everywhere: tuple[dict, jax.Array], share: dict[str, jax.Array]) -> tuple[Any, jax.Array]:
+        params, key = everywhere
         key = jax.random.fold_in(key, jax.lax.axis_index(axis))
-        loss, matches, grads = _gradients_of_parts(params, model, batch, key, micro_batches)
-        count = create_target_mask(batch["targets"]).sum()  # the loss is a mean over so many tokens
-        # All as one array: so many sums of small ones would take as long as a tenth of the step.
-        flat, unravel = ravel_pytree((loss, grads))
-        total = jax.lax.psum(count.astype(flat.dtype) * jnp.append(flat, 1), axis)
-        loss, grads = unravel(total[:-1] / total[-1])
-        return loss, matches, grads
+        loss, matches, grads = _gradients_of_parts(params, model, share, key, micro_batches)
+        count = create_target_mask(share["targets"]).sum()  # the loss is a mean over so many tokens
+        return mean_over_devices((loss, grads), axis, count), matches
 
-    everywhere, divided = PartitionSpec(), PartitionSpec(axis)
-    in_specs, out_specs = (everywhere, divided, everywhere), (everywhere, divided, everywhere)
-    # Were variance over the devices tracked, each step of the backward scan would add gradients up over them.
-    parallel = jax.shard_map(gradients, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    return parallel(params, batch, key)
+    (loss, grads), matches_B = divide_gradients(gradients, mesh)((params, key), batch)
+    return loss, matches_B, grads
 
 
 def _gradients_of_parts(

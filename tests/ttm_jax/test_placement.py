@@ -6,11 +6,13 @@ import sys
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import ttm_jax
 from ttm_jax.checkpoint import BEST, LATEST, find_checkpoint, load_state
 from ttm_jax.config import ConfigError, config_to_toml, override
+from ttm_jax.cost import machine_train_step
 from ttm_jax.multiplication import MultiplicationDataset
 from ttm_jax.placement import place
 from ttm_jax.state import create_state, loss_fn, train_step
@@ -78,6 +80,20 @@ def test_each_device_drops_other_units(tiny_config, batch):
     of_one, of_other = loss(0), loss(1)
     assert of_one != of_other
     assert float(metrics["loss"]) == pytest.approx(float(of_one + of_other) / 2, rel=1e-5)
+
+
+def test_a_divided_step_of_a_machine_is_the_whole_step(normal):
+    machine = ttm_jax.TokenTuringMachine(4, 2, num_layers=1, mlp_dim=16, num_heads=2)
+    tokens_BxTxNxD = normal(0, 4, 3, 2, 8)
+    optimizer = optax.sgd(0.1)
+    variables = jax.jit(machine.init)(jax.random.key(0), tokens_BxTxNxD)
+    state = variables, optimizer.init(variables)
+    whole = jax.jit(machine_train_step(machine, optimizer))(state, tokens_BxTxNxD)
+    placement = place(4, num_devices=2)
+    divided = jax.jit(machine_train_step(machine, optimizer, placement.mesh))(
+        placement.replicate(state), placement.divide(tokens_BxTxNxD)
+    )
+    compare(divided, whole, 1e-5)
 
 
 class TestPlace:

@@ -1,7 +1,8 @@
 """The same arithmetic as one `lax.scan` over the steps, and unrolled in Python as the original has it.
 
 Both are `compat="scenic"`: the same parameters, the same step, the same loss and optimiser; only the loop differs, and
-that the scan recomputes each step in the backward pass, by each of the machine's policies.
+that the scan recomputes each step in the backward pass, by each of the machine's policies. A scan is also run as
+training runs it on a processor: with the batch divided between the cores, where it is large enough.
 """
 
 import tempfile
@@ -20,12 +21,15 @@ from ttm_jax.benchmarks.report import Table, median, percent, quartiles, scaled,
 from ttm_jax.benchmarks.workload import normal, random_variables, too_large
 from ttm_jax.cost import machine_train_step
 from ttm_jax.machine import DEFAULT_REMAT, REMAT_POLICIES, TokenTuringMachine, TokenTuringMachineStep
+from ttm_jax.placement import place
 from ttm_jax.program import Program
 from ttm_jax.timing import affordable_calls, spread, time_interleaved
 
 SCAN, UNROLLED = "scan", "unrolled"
-# The scan under the default policy, then under the others.
-SCANS = {SCAN: DEFAULT_REMAT} | {f"{SCAN}, {name}": name for name in REMAT_POLICIES if name != DEFAULT_REMAT}
+# The scan under the default policy, then under the others; then with the batch divided between the cores.
+_UNDIVIDED = {SCAN: DEFAULT_REMAT} | {f"{SCAN}, {name}": name for name in REMAT_POLICIES if name != DEFAULT_REMAT}
+DIVIDED = {f"{name}, divided": policy for name, policy in _UNDIVIDED.items()}
+SCANS = _UNDIVIDED | DIVIDED
 LABELS = {"compile": "compile", "step": "train step", "temporary": "temporary memory"}
 WANTED = {"steps": 32, "num_tokens": 16, "compile": 10.0, "step": 1.5, "temporary": 10.0}
 
@@ -112,15 +116,22 @@ def _row(
     functions: dict[str, Callable[[], Any]] = {}
     programs: dict[str, Program] = {}
     scans = {name: machine.clone(remat=policy) for name, policy in SCANS.items()}
+    whole, divided = (place(case.batch_size, device.platform, number) for number in (1, None))
     for name, form in {**scans, UNROLLED: Unrolled(machine)}.items():
+        if name in DIVIDED and divided.mesh is None:
+            progress.step(f"left out: {name}, {what}")
+            continue
         progress.step(f"compiling: {name}, {what}")
-        state = jax.tree.map(jnp.copy, (variables, jax.jit(optimizer.init)(variables)))
-        program = Program(machine_train_step(form, optimizer), state, tokens_BxTxNxD, carries=True)
+        placement = divided if name in DIVIDED else whole
+        fresh = jax.tree.map(jnp.copy, (variables, jax.jit(optimizer.init)(variables)))
+        state, tokens = placement.replicate(fresh), placement.divide(tokens_BxTxNxD)
+        step = machine_train_step(form, optimizer, placement.mesh)
+        program = Program(step, state, tokens, carries=True, num_devices=len(placement.devices))
         row[name] = {"compile_s": program.compile_s, "memory": program.memory_dict()}
         if reason := too_large(program, device):
             row[name]["skipped"] = reason
             continue
-        programs[name], functions[name] = program, program.bind(state, tokens_BxTxNxD)
+        programs[name], functions[name] = program, program.bind(state, tokens)
     progress.step(f"timing: {what}")
     if functions:
         calls = min(affordable_calls(function, budget_s, most=100) for function in functions.values())
@@ -202,6 +213,6 @@ def _limit(row: dict[str, Any]) -> str:
     limits = [times(row[UNROLLED]["median_s"] / (share * row[SCAN]["median_s"])) for share in shares]
     return (
         f"What any form has to compute is {percent(shares[0])} of the operations of {SCAN}: were nothing made again "
-        f"and nothing copied, the ratio of the train steps would be {limits[0]}. The products of forward and backward "
+        f"and nothing copied, the ratio of its train step would be {limits[0]}. The products of forward and backward "
         f"pass are {percent(shares[1])}: were they all that it does, {limits[1]}."
     )
