@@ -150,12 +150,20 @@ def test_what_an_instruction_does():
         ("jit(s)/jvp(TTMModel.heads)/gt", "embedding", "forward"),
         ("jit(s)/jvp()/reduce_max", "loss", "forward"),
         ("jit(s)/vmap()/closed_call/dot_general", "optimiser", "update"),
+        ("jit(s)/shard_map/{m}/jvp(TTMModel.heads)/machine/while/body/step/read/q/dot", "read q", "forward"),
+        ("jit(s)/shard_map/{m}/jvp(TTMModel.heads)/machine/while/body/add", "loop over steps", "forward"),
+        ("jit(s)/shard_map/{m}/jvp()/reduce_max", "loss", "forward"),
+        ("{m}/transpose(jvp(TTMModel.heads))/machine/while/body/step/write/add", "write", "backward"),
+        ("{m}/jvp()/reduce_max", "loss", "forward"),
+        ("jit(s)/shard_map/while/body/add", "sum over devices", "update"),
+        ("jit(s)/shard_map/psum", "sum over devices", "update"),
         ("", "unnamed", ""),
     ],
 )
 def test_where_an_instruction_comes_from(op_name, part, phase):
     inside = "jit(s)/transpose(jvp(TTMModel.heads))/machine/while/body/closed_call"
-    assert place(op_name.format(b=inside)) == (part, phase)
+    micro_batches = "while/body/closed_call"
+    assert place(op_name.format(b=inside, m=micro_batches)) == (part, phase)
 
 
 def test_profile_goes_with_training(call_command):

@@ -159,6 +159,9 @@ def notes(section: dict[str, Any]) -> list[str]:
         f"Best batch: {section['best']}, the smallest within 5 % of the highest throughput: "
         f"{best['examples_per_s']:,.0f} examples/s, a step of {median(best)}, {peak(best['memory'])}."
     ]
+    if divided := [row for row in section["rows"] if row.get("num_devices", 1) > 1]:
+        most = max(row["num_devices"] for row in divided)
+        found.append(f"Batches from {divided[0]['batch_size']} on are divided, between {most} devices at most.")
     if section["largest"] is None:
         return [*found, f"The largest batch that fits: {NOT_MEASURED}."]
     memory = scaled(section["memory_bytes"], "B")

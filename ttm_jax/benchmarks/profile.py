@@ -33,7 +33,17 @@ _COPIES = {
     *("concatenate", "pad", "reverse", "gather", "iota", "parameter", "constant", "tuple", "get-tuple-element"),
     *("compare", "select", "convert"),  # of indices, where nothing is computed besides
 }
-_WRAPPERS = {"while", "body", "cond", "closed_call", "checkpoint", "rematted_computation", "step", "machine"}
+_WRAPPERS = {
+    "while",
+    "body",
+    "cond",
+    "closed_call",
+    "checkpoint",
+    "rematted_computation",
+    "step",
+    "machine",
+    "shard_map",
+}
 
 
 class Work(NamedTuple):
@@ -170,26 +180,33 @@ def _kind(inside: list[_Instruction]) -> str:
     return COPY if opcodes <= _COPIES else ELEMENTWISE
 
 
+def _passes(names: list[str]) -> str | None:
+    """The pass that JAX's transformations name."""
+    if any(name.startswith("transpose(") for name in names):
+        return BACKWARD
+    return FORWARD if any(name.startswith("jvp(") for name in names) else None
+
+
 def place(op_name: str) -> tuple[str, str]:
     """The part of the model, and the pass, of "jit(train_step)/jvp(TTMModel.heads)/machine/.../step/read/...".
 
     Blocks of a stack count together, and what is deeper than two names.
     """
     names = op_name.split("/")
-    if "rematted_computation" in names:
-        phase = RECOMPUTED
-    elif any(name.startswith("transpose(") for name in names):
-        phase = BACKWARD
-    else:
-        phase = FORWARD if any(name.startswith("jvp(") for name in names) else UPDATE
+    divided = "shard_map" in names
+    if divided:
+        names = names[names.index("shard_map") :]
+    if "closed_call" in names and not _passes(names[: names.index("closed_call")]):
+        names = names[names.index("closed_call") :]  # of the loop over micro-batches
+    phase = RECOMPUTED if "rematted_computation" in names else _passes(names) or UPDATE
     if len(names) == 1:
         return UNNAMED.part, UNNAMED.phase
     scopes = [name for name in names[:-1] if re.fullmatch(r"[a-z]\w*", name) and name not in _WRAPPERS]
     scopes = [name for name in scopes if not re.fullmatch(r"block_\d+", name)]
     if scopes:
         return " ".join(scopes[:2]), phase
-    if phase == UPDATE:
-        return "optimiser", phase
+    if phase == UPDATE:  # what is left of the gradients, where devices divide a batch, is to add them up
+        return "sum over devices" if divided else "optimiser", phase
     if "while" in names:
         return "loop over steps", phase
     return ("embedding" if "TTMModel" in op_name else "loss"), phase

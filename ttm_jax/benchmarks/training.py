@@ -191,7 +191,8 @@ def tables(section: dict[str, Any]) -> list[Table]:
     rows, sizes, costliest = [], [], []
     for row in section["rows"]:
         name = row["config"]
-        sizes.append(f"{name}: batch {row['batch_size']}, {row['num_steps']} places")
+        devices = f" divided between {n} devices" if (n := row.get("num_devices", 1)) > 1 else ""
+        sizes.append(f"{name}: batch {row['batch_size']}{devices}, {row['num_steps']} places")
         if "skipped" in row:
             rows.append([name, "not run", "-", "-"])
             continue
