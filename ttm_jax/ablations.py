@@ -75,9 +75,9 @@ class Run:
         ]
 
     def next_command(self, folder: Path) -> list[str]:
-        """What starts it, or goes on with it where it was begun."""
+        """What starts it, or goes on with it where it was begun; on one device, however many cores a run has."""
         begun = (self.path(folder) / "config.toml").exists()
-        return [*self.command(folder), *(["--resume"] if begun else [])]
+        return [*self.command(folder), "--devices", "1", *(["--resume"] if begun else [])]
 
     def is_finished(self, folder: Path) -> bool:
         """Whether it has made its last evaluation."""

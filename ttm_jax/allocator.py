@@ -16,7 +16,8 @@ def keep_freed_memory(jax: bool = True) -> bool:
 
     Args:
         jax: also make JAX run programs on the CPU in the thread that calls them, which waits for them: in other threads
-            than the main one glibc reuses no more than 64 MB.
+            than the main one glibc reuses no more than 64 MB. What several devices compute runs in other threads all
+            the same; training divides it into parts that take less.
 
     Returns:
         Whether it was done: False where the C library is not glibc, or refuses it.

@@ -87,6 +87,11 @@ def processor_name(root: Path = ROOT) -> str:
     return name if family is None or model is None else f"{name} (family {family}, model {model})"
 
 
+def usable_cores(root: Path = ROOT) -> int | None:
+    """Physical cores, or hardware threads that this process may use where those are fewer."""
+    return min((n for n in (_cores(root), usable_cpus(root)) if n is not None), default=None)
+
+
 def usable_cpus(root: Path = ROOT) -> int | None:
     """Hardware threads that this process may use, by its affinity and its control group."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -132,6 +132,10 @@ class TrainingLoop(ABC, Generic[State]):
     def _next_plan(self, plan: StepPlan) -> StepPlan | None:
         """That takes less memory; None where there is none."""
 
+    def _as_run(self, plan: StepPlan) -> StepPlan:
+        """The plan with as many micro-batches as a device makes of its share."""
+        return plan
+
     def _num_devices(self, plan: StepPlan) -> int:
         """How many divide each batch between them."""
         return 1
@@ -391,7 +395,7 @@ class TrainingLoop(ABC, Generic[State]):
         return copy if copy is not None and copy["step"] == self.progress.step else None
 
     def _describe_plan(self) -> str:
-        plan = self.progress.plan
+        plan = self._as_run(self.progress.plan)
         return plan.describe(self.config.data.batch_size, self._num_devices(plan))
 
     def _refuse_changes(self, saved: Config) -> None:

@@ -80,7 +80,7 @@ class Trainer(TrainingLoop[TrainState]):
         self.state, metrics = train_step(
             self.state,
             placement.divide(arrays),
-            micro_batches=max(plan.micro_batches, placement.micro_batches),
+            micro_batches=placement.at_least(plan.micro_batches),
             remat=plan.remat,
             mesh=placement.mesh,
         )
@@ -101,8 +101,7 @@ class Trainer(TrainingLoop[TrainState]):
         remats = get_args(RematName)
         stronger = remats[remats.index(self.config.model.remat) + 1 :]
         placement = self._placement(plan)
-        tried = replace(plan, micro_batches=max(plan.micro_batches, placement.micro_batches))
-        return tried.next(self.config.data.batch_size // len(placement.devices), stronger, _has_cpu_besides())
+        return self._as_run(plan).next(placement.share, stronger, _has_cpu_besides())
 
     def _copy_state(self) -> Mapping[str, Any] | None:
         state = self.state
@@ -118,6 +117,9 @@ class Trainer(TrainingLoop[TrainState]):
         if plan.device not in self._placements:
             self._placements[plan.device] = place(self.config.data.batch_size, plan.device)
         return self._placements[plan.device]
+
+    def _as_run(self, plan: StepPlan) -> StepPlan:
+        return replace(plan, micro_batches=self._placement(plan).at_least(plan.micro_batches))
 
     def _num_devices(self, plan: StepPlan) -> int:
         return len(self._placement(plan).devices)
@@ -140,7 +142,7 @@ def make_parser() -> Parser:
         "--devices",
         type=positive_int,
         metavar="N",
-        help="how many devices divide each batch between them (default: the usable cores of a CPU, or one accelerator)",
+        help="how many devices divide each batch between them (default: the cores of a CPU, or one accelerator)",
     )
     return parser
 

@@ -200,7 +200,8 @@ results must agree before they are timed. Medians of the rounds (quartiles in br
 of the best PyTorch variant by that of JAX in the same round: above 1, JAX is faster.
 
 - JAX: one jitted function with the steps under `lax.scan`; a training step recomputes part of each machine step in its
-  backward pass (`remat`).
+  backward pass (`remat`). On a processor the batch of a config's training step is divided between the cores, as
+  `ttm_jax.train` does it from commit `4b15cde` on; PyTorch computes each operation on all of them, as the twin does.
 - eager: PyTorch as it is. compile: `torch.compile` of the whole forward pass (and so of its backward pass), whose graph
   grows with the steps. compile step: `torch.compile` of one machine step, called in a Python loop. Loss, clipping of
   gradients and optimisers run eagerly in PyTorch (Adam of a machine alone: fused), where JAX compiles the whole step;

@@ -11,7 +11,8 @@ from ttm_jax.benchmarks import training, workload
 from ttm_jax.benchmarks.ceilings import CeilingSizes
 from ttm_jax.benchmarks.profile import Work, instructions, place
 from ttm_jax.benchmarks.progress import Progress
-from ttm_jax.benchmarks.report import percent, scaled
+from ttm_jax.benchmarks.report import median, percent, scaled, times
+from ttm_jax.config import override
 
 CEILING = CeilingSizes(16, 4096)
 measure_configs = training.measure
@@ -91,6 +92,20 @@ def test_tables_and_notes(section):
     at_most = percent(row["flops_fraction"] / (counted / row["profile"]["seconds"]))
     assert note.endswith(f" forward and backward pass all that it does, it would be at {at_most}.")
     assert all(len(row) == len(table.headings) for table in (step, costliest) for row in table.rows)
+
+
+def test_a_divided_step_beside_that_on_one_device(tiny_config):
+    section = measure(override(tiny_config, {"data.batch_size": "16"}))
+    (row,) = section["rows"]
+    assert (row["num_devices"], row["micro_batches"], row["undivided"]["calls"]) == (2, 1, 5)
+    step, costliest = training.tables(section)
+    assert step.title == "training step (tiny: batch 16 divided between 2 devices, 5 places)"
+    assert step.rows[2][:2] == ["tiny: a step alone on one device", median(row["undivided"])]
+    assert costliest.title.endswith(" on 2 devices together")
+    ratio = times(row["alone"]["median_s"] / row["undivided"]["median_s"])
+    (note,) = training.notes(section)
+    assert f" as long as alone, and divided {ratio} as long as on one device. By kind: " in note
+    assert any(work["part"] == "sum over devices" for work in row["profile"]["rows"])
 
 
 def test_a_step_that_does_not_fit_is_not_run(tiny_config, monkeypatch):

@@ -103,6 +103,10 @@ class TestPlace:
         assert place(64).mesh.devices.tolist() == jax.devices()[:2]
         assert place(15).mesh is None
 
+    def test_a_share_is_taken_in_no_fewer_parts_than_asked_for(self):
+        placement = place(48, num_devices=2)
+        assert [placement.at_least(number) for number in (1, 3, 4, 5, 7, 13, 48)] == [3, 3, 4, 6, 8, 24, 24]
+
     def test_as_many_as_asked_for(self):
         assert len(place(64, num_devices=1).devices) == 1
         assert place(64, num_devices=1).micro_batches == 1
@@ -180,6 +184,26 @@ def test_less_memory_on_each_device(tiny_config, tmp_path, display, monkeypatch)
     ]
 
 
+def test_a_run_that_fell_back_goes_on_with_another_number(tiny_config, tmp_path, run_display, train_on, monkeypatch):
+    """Micro-batches that divided the batch of one device divide the share of another as near as can be."""
+    config = override(tiny_config, {"data.batch_size": "32", "train.max_epochs": "1"})
+    first, asked = run_display(), []
+
+    def step(state, batch, micro_batches, remat, mesh):
+        asked.append(micro_batches)
+        if micro_batches < 32:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: injected")
+        return train_step(state, batch, micro_batches=micro_batches, remat=remat, mesh=mesh)
+
+    monkeypatch.setattr(ttm_jax.train, "train_step", step)
+    assert train_on(1, first, config, tmp_path, stop_at=2) == "interrupted"
+    assert asked == [1, 2, 4, 8, 16, 32, 32]
+    monkeypatch.undo()
+    again = run_display()
+    assert train_on(2, again, config, tmp_path, resume=True) == "finished"
+    assert again.messages[0] == ("memory ran out before: going on with 16 micro-batches of 1 on each of 2 devices")
+
+
 def run_command(environment, config_file, workdir, *flags):
     command = [sys.executable, "-m", "ttm_jax.train", "--config", config_file, "--workdir", workdir, *flags]
     return subprocess.run(map(str, command), env=environment, capture_output=True, text=True, timeout=300)
@@ -192,6 +216,7 @@ class TestCommand:
         done = run_command(environment, config_file, tmp_path / "run", "--devices", 4)
         assert done.returncode == 0, done.stderr
         assert "parameters on 4 x cpu" in done.stdout
+        assert ttm_jax.load(tmp_path / "run").multiply([2], [3])
 
     def test_what_cannot_be_is_one_line(self, config_file, tmp_path, call_command):
         for flags, line in [

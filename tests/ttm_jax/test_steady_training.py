@@ -42,6 +42,16 @@ def test_a_step_is_compiled_once_over_changing_data(tiny_config, events):
     assert events == []
 
 
+def test_a_divided_step_is_compiled_once_a_stage(tiny_config, events, tmp_path, display):
+    """With several devices and several micro-batches on each, and not again for a run that goes on."""
+    config = override(tiny_config, {"train.seed": "21", "data.batch_size": "32"})
+    for resume, stop_at, number in ((False, 23, 2), (True, 26, 0)):
+        trainer = Trainer(config, tmp_path, resume, lambda: display.steps[-1] == stop_at, num_devices=2)  # noqa: B023
+        events.clear()
+        assert trainer.run(display) == "interrupted"
+        assert events.count((COMPILED, "train_step")) == number
+
+
 @pytest.mark.slow
 def test_the_loop_compiles_at_a_new_stage_and_at_its_first_evaluation_only(tiny_config, events, tmp_path, display):
     """A new stage has longer answers: it costs a compilation of the step and one of the evaluation."""

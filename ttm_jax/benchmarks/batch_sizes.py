@@ -40,12 +40,13 @@ def measure(
     batch_sizes = (QUICK_BATCH_SIZES if quick else BATCH_SIZES) if batch_sizes is None else batch_sizes
     ceiling = ceiling_sizes(device) if ceiling is None else ceiling
     budget_s = (2.0 if quick else 20.0) if budget_s is None else budget_s
-    programs, functions, calls, device_bytes = {}, {}, {}, {}
+    programs, functions, calls, device_bytes, devices = {}, {}, {}, {}, {}
     with jax.default_device(device):
         progress.plan(len(batch_sizes) + 1)
         for batch_size in batch_sizes:
             progress.step(f"compiling: batch {batch_size}")
-            placement = place(batch_size, device.platform)
+            placement = place(batch_size)
+            devices[str(batch_size)] = len(placement.devices)
             program = training_program(config, batch_size, placement)
             if too_large(program, device):
                 break
@@ -85,7 +86,7 @@ def measure(
         rows.append(
             {
                 "batch_size": batch_size,
-                "num_devices": len(place(batch_size, device.platform).devices),
+                "num_devices": devices[name],
                 **timings[name],
                 "examples_per_s": batch_size / step_s,
                 "flops_per_s": flops_per_s,
@@ -118,8 +119,11 @@ def best_batch(rows: list[dict[str, Any]]) -> int | None:
 def largest_batch(rows: list[dict[str, Any]], memory_bytes: int | None) -> int | None:
     """The largest power of two whose training step fits the memory, by the line through the two largest measured.
 
-    None where a program's or the device's memory is not known, only one batch was measured, or none fits.
+    None where a program's or the device's memory is not known, only one batch was measured, none fits, or batches are
+    divided: then a step takes the memory of the parts that are computed at a time, whatever the batch.
     """
+    if any(row.get("num_devices", 1) > 1 for row in rows):
+        return None
     known = [(row["batch_size"], row["memory"]["peak"]) for row in rows if row["memory"] is not None]
     if len(known) < 2 or memory_bytes is None:
         return None
@@ -161,7 +165,11 @@ def notes(section: dict[str, Any]) -> list[str]:
     ]
     if divided := [row for row in section["rows"] if row.get("num_devices", 1) > 1]:
         most = max(row["num_devices"] for row in divided)
-        found.append(f"Batches from {divided[0]['batch_size']} on are divided, between {most} devices at most.")
+        found.append(
+            f"Batches from {divided[0]['batch_size']} on are divided, between {most} devices at most, which take their "
+            "shares in parts of a few examples: memory hardly grows with such a batch."
+        )
+        return found
     if section["largest"] is None:
         return [*found, f"The largest batch that fits: {NOT_MEASURED}."]
     memory = scaled(section["memory_bytes"], "B")

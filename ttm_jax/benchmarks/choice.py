@@ -80,6 +80,9 @@ def _smaller_batch(best: dict[str, Any]) -> str | None:
     if not smaller:
         return None
     other = smaller[-1]
+    # Where devices take their shares in parts, a smaller batch saves no memory.
+    if row["memory"] and other["memory"] and other["memory"]["peak"] > 0.9 * row["memory"]["peak"]:
+        return None
     share = percent(other["examples_per_s"] / row["examples_per_s"])
     return f"A batch of {other['batch_size']}: {share} of the throughput, {peak(other['memory'])}."
 

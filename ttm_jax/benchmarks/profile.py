@@ -26,7 +26,7 @@ _CONTAINERS = {"while", "call", "conditional"}  # their events may span those of
 _PRODUCTS = {"dot", "convolution"}
 _PRODUCT_TARGETS = re.compile("gemm|matmul|conv|dot", re.IGNORECASE)  # of libraries
 _SUM = "reduce"
-_SUMS = {_SUM, "reduce-window", "scatter"}
+_SUMS = {_SUM, "reduce-window", "scatter", "all-reduce"}  # the last waits for the slower device, too
 _ONE_COLUMN = re.compile(r"\w+\[\d+,1\]")  # the shape of a product with one, as of ones: LayerNorm sums up by such
 _COPIES = {
     *("copy", "transpose", "bitcast", "broadcast", "reshape", "slice", "dynamic-slice", "dynamic-update-slice"),

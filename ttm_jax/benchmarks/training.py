@@ -17,12 +17,13 @@ from ttm_jax.benchmarks.report import Table, median, percent, quartiles, scaled,
 from ttm_jax.benchmarks.workload import too_large, training_arguments, training_flops, training_program
 from ttm_jax.config import Config, find_config, load_config
 from ttm_jax.placement import Placement, place
+from ttm_jax.schedule import training_arrays
 from ttm_jax.state import train_step
 from ttm_jax.timing import affordable_calls, spread, timed_call
 
 CONFIGS = ("quick", "multiplication")  # the default, and the checklist's
 QUICK_CONFIGS = ("quick",)
-FORMS = {"alone": "a step alone", "in_loop": "a step in the loop"}
+FORMS = {"alone": "a step alone", "in_loop": "a step in the loop", "undivided": "a step alone on one device"}
 WANTED = 0.6  # of the ceiling
 COSTLIEST = 10
 TRACED_CALLS = 3
@@ -70,7 +71,7 @@ def _row(
 ) -> dict[str, Any]:
     progress.step(f"compiling: {name}")
     B = config.data.batch_size
-    placement = place(B, device.platform)
+    placement = place(B)
     program = training_program(config, B, placement)
     state, batch = training_arguments(config, B, placement)
     T = batch["targets"].shape[1]
@@ -118,16 +119,20 @@ def _take_turns(
         curriculum=replace(config.curriculum, start_stage=config.curriculum.last_stage),
         train=replace(config.train, eval_every_epochs=10**9, max_epochs=10**9),
     )
-    state, batch = training_arguments(config, config.data.batch_size, placement)
 
-    def alone() -> Any:
-        nonlocal state
-        metrics = {}
-        for _ in range(steps):
-            state, metrics = train_step(  # as the loop calls it
-                state, batch, micro_batches=placement.micro_batches, remat=None, mesh=placement.mesh
-            )
-        return metrics
+    def alone(placement: Placement) -> Callable[[], Any]:
+        state, batch = training_arguments(config, config.data.batch_size, placement)
+
+        def take_steps() -> Any:
+            nonlocal state
+            metrics = {}
+            for _ in range(steps):
+                state, metrics = train_step(  # as the loop calls it
+                    state, batch, micro_batches=placement.micro_batches, remat=None, mesh=placement.mesh
+                )
+            return metrics
+
+        return take_steps
 
     def products() -> None:
         for _ in range(PRODUCTS_A_TURN):
@@ -136,12 +141,20 @@ def _take_turns(
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, Path(folder) / "run", stop_requested=lambda: clock.turns == turns)
         # The first product after other work is slower than those that follow: it is not counted.
-        others = {"alone": alone, "first product": product, "products": products}
+        others = {"alone": alone(placement), "first product": product, "products": products}
+        if placement.mesh is not None:
+            others["undivided"] = alone(place(config.data.batch_size, num_devices=1))
         clock = _Turns(steps, others, lambda: trainer.state.step)
         trainer.run(clock)
-    data = [timed_call(lambda n=n: jax.device_put(trainer.dataset.batch(0, n)[:3])) for n in range(5 * turns)]
+
+    def make_batch(n: int) -> Any:
+        batch = trainer.dataset.batch(0, n)
+        return placement.divide(training_arrays(batch, config.model, trainer.dataset.num_steps()))
+
+    data = [timed_call(lambda n=n: make_batch(n)) for n in range(5 * turns)]
+    steps_alone = {name: clock.seconds[name] for name in FORMS if name in clock.seconds}
     return {
-        "alone": spread([seconds / steps for seconds in clock.seconds["alone"]]),
+        **{name: spread([seconds / steps for seconds in turns]) for name, turns in steps_alone.items()},
         "in_loop": spread([seconds / steps for seconds in clock.in_loop]),
         "product": spread([seconds / PRODUCTS_A_TURN for seconds in clock.seconds["products"]]),
         "data": spread(data[1:]),
@@ -196,8 +209,9 @@ def tables(section: dict[str, Any]) -> list[Table]:
         if "skipped" in row:
             rows.append([name, "not run", "-", "-"])
             continue
-        reached = {form: row["flops"] / row[form]["median_s"] / row["ceiling_flops_per_s"] for form in FORMS}
-        for form, label in {**FORMS, "data": "making the batch"}.items():
+        forms = {form: label for form, label in FORMS.items() if form in row}
+        reached = {form: row["flops"] / row[form]["median_s"] / row["ceiling_flops_per_s"] for form in forms}
+        for form, label in {**forms, "data": "making the batch"}.items():
             share = percent(reached[form]) if form in FORMS else "-"
             rows.append([f"{name}: {label}", median(row[form]), quartiles(row[form]), share])
         ceiling = f"{name}: the ceiling, {scaled(row['ceiling_flops_per_s'], 'FLOP/s')}"
@@ -217,7 +231,9 @@ def _costliest(row: dict[str, Any]) -> Table:
         ]
         for work in row["profile"]["rows"][:COSTLIEST]
     ]
-    title = f"{row['config']}: the ten costliest of all operations of a step, {scaled(row['profile']['seconds'], 's')}"
+    devices = f" on {n} devices together" if (n := row.get("num_devices", 1)) > 1 else ""
+    seconds = scaled(row["profile"]["seconds"], "s")
+    title = f"{row['config']}: the ten costliest of all operations of a step, {seconds}{devices}"
     return Table(title, ["operation", "a step", "share", "instructions run"], rows)
 
 
@@ -233,11 +249,17 @@ def notes(section: dict[str, Any]) -> list[str]:
         found.append(
             f"{row['config']}: {percent(row['flops_fraction'])} of the FLOP/s of a large product "
             f"(wanted: {percent(section['wanted'])}, {met}); in the loop, with its data, a step takes {ratio} as long "
-            f"as alone. By kind: {_shares(row, 'kind')}. By pass: {_shares(row, 'phase')}. "
+            f"as alone{_undivided(row)}. By kind: {_shares(row, 'kind')}. By pass: {_shares(row, 'phase')}. "
             "Were the products of its forward and backward pass all that it does, it would be at "
             f"{percent(_limit(row))}."
         )
     return found
+
+
+def _undivided(row: dict[str, Any]) -> str:
+    if "undivided" not in row:
+        return ""
+    return f", and divided {times(row['alone']['median_s'] / row['undivided']['median_s'])} as long as on one device"
 
 
 def _limit(row: dict[str, Any]) -> float | None:

@@ -116,7 +116,7 @@ def _row(
     functions: dict[str, Callable[[], Any]] = {}
     programs: dict[str, Program] = {}
     scans = {name: machine.clone(remat=policy) for name, policy in SCANS.items()}
-    whole, divided = (place(case.batch_size, device.platform, number) for number in (1, None))
+    whole, divided = (place(case.batch_size, num_devices=number) for number in (1, None))
     for name, form in {**scans, UNROLLED: Unrolled(machine)}.items():
         if name in DIVIDED and divided.mesh is None:
             progress.step(f"left out: {name}, {what}")
