@@ -52,8 +52,8 @@ def measure_memory(
 ) -> float:
     """Peak memory of a training step in MB (10^6 bytes): parameters, optimiser state, batch and temporaries.
 
-    A step is the gradient and Adam's update: `train_step` of a multiplier, all its places asked for; of a machine,
-    that of the mean square of its outputs and memory.
+    A step is the gradient and Adam's update, on one device, of the whole batch at a time: `train_step` of a multiplier,
+    all its places asked for; of a machine, that of the mean square of its outputs and memory.
 
     Args:
         model: the multiplier, or a machine.

@@ -21,7 +21,7 @@ def choice(results: list[dict[str, Any]]) -> str:
             "",
             f"- **Speed.** {_speed(best, measured)}",
             f"- **Memory and batch.** {' '.join(batch_sizes.notes(best['batch_sizes']))}",
-            f"- **Long histories.** {_history(best)}",
+            f"- **Long histories.** {_history(best, results)}",
             f"- **Fall-backs**, where memory is short. {_fall_backs(best, measured)}",
         ]
     else:
@@ -56,10 +56,13 @@ def _speed(best: dict[str, Any], measured: list[dict[str, Any]]) -> str:
     return f"{text} That is {', '.join(others)}." if others else text
 
 
-def _history(best: dict[str, Any]) -> str:
-    if "history" not in best:
+def _history(best: dict[str, Any], results: list[dict[str, Any]]) -> str:
+    """On the best device, or else on another, which is named."""
+    found = next((result for result in (best, *results) if "history" in result), None)
+    if found is None:
         return f"{NOT_MEASURED.capitalize()}."
-    return " ".join(history.notes(best["history"])[:2])
+    where = "" if found is best else f"On {found['name']}: "
+    return where + " ".join(history.notes(found["history"])[:2])
 
 
 def _fall_backs(best: dict[str, Any], measured: list[dict[str, Any]]) -> str:
