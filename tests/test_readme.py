@@ -137,6 +137,15 @@ def test_the_policies_beside_unrolled_steps_are_those_of_the_results():
     assert f"with 3136 the scan is, {times(many)} as fast." in words
 
 
+def test_the_ratios_before_steps_were_divided_are_those_of_the_results():
+    result = json.loads((ROOT / "results/speed/amd-epyc-family-25-model-1/cpu.json").read_text())
+    cases = {case["name"]: case["variants"][best_torch(case)] for case in result["cases"]}
+    first, second = (cases[f"{name}/float32/train"]["ratio"]["median"] for name in ("quick/6", "multiplication/7"))
+    assert f"their ratios were {first:.2f} and {second:.2f} ([commit `{result['commit'][:7]}`]" in " ".join(
+        README.split()
+    )
+
+
 def test_the_ratios_on_the_other_processor_are_those_of_its_results():
     result = json.loads((ROOT / "results/speed/avx-512/cpu.json").read_text())
     cases = {case["name"]: case["variants"] for case in result["cases"]}
