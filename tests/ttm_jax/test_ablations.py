@@ -86,7 +86,7 @@ def test_only_what_is_not_finished_is_run(finished, folders, trained, capsys):
     assert main(["--only", REFERENCE, *folders]) == 0
     ((command, _),) = trained
     assert command[:4] == ["-m", "ttm_jax.train", "--config", CONFIG]
-    assert command[-2:] == ["--train.seed", "2"]
+    assert command[-4:] == ["--train.seed", "2", "--devices", "1"]
     out, err = capsys.readouterr()
     assert "| reference | 327,561 | 3 | 90.0 (80.0 - 100.0) |" in out
     assert err == "1 of 1: reference, seed 2: 1:30\n"
@@ -151,7 +151,7 @@ def test_more_jobs_than_cores_are_not_pinned():
 def test_a_run_that_was_stopped_goes_on(tmp_path, folders, capsys):
     write_run(tmp_path / "runs" / "reference-0", 0.5, steps=50)
     assert main(["--list", "--only", REFERENCE, "--seeds", "1", *folders]) == 0
-    assert capsys.readouterr().out.endswith("--train.seed 0 --resume\n")
+    assert capsys.readouterr().out.endswith("--train.seed 0 --devices 1 --resume\n")
 
 
 @pytest.mark.parametrize(

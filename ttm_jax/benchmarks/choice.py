@@ -79,13 +79,12 @@ def _fall_backs(best: dict[str, Any], measured: list[dict[str, Any]]) -> str:
 
 def _smaller_batch(best: dict[str, Any]) -> str | None:
     row = _best_row(best)
+    if row.get("num_devices", 1) > 1:
+        return None  # devices take their shares in parts: a smaller batch saves no memory
     smaller = [other for other in best["batch_sizes"]["rows"] if other["batch_size"] < row["batch_size"]]
     if not smaller:
         return None
     other = smaller[-1]
-    # Where devices take their shares in parts, a smaller batch saves no memory.
-    if row["memory"] and other["memory"] and other["memory"]["peak"] > 0.9 * row["memory"]["peak"]:
-        return None
     share = percent(other["examples_per_s"] / row["examples_per_s"])
     return f"A batch of {other['batch_size']}: {share} of the throughput, {peak(other['memory'])}."
 
