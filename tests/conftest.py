@@ -28,6 +28,7 @@ install_import_hook(["ttm_jax.summarize", "ttm_jax.memory", "ttm_jax.processing"
 
 import ttm_jax  # noqa: E402
 from ttm_jax.config import Config, config_from_dict, config_to_toml, override  # noqa: E402
+from ttm_jax.metrics import create_target_mask  # noqa: E402
 from ttm_jax.multiplication import MultiplicationDataset, operand_lengths  # noqa: E402
 from ttm_jax.schedule import training_arrays  # noqa: E402
 
@@ -76,9 +77,28 @@ def nans_are_errors() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def exact_config(tiny_config) -> Config:
+    """Without dropout, which differs by micro-batch and device, and in float64: rounding is far below any mistake."""
+    return override(
+        tiny_config, {"model.dropout_rate": "0.0", "model.dtype": "float64", "model.param_dtype": "float64"}
+    )
+
+
+@pytest.fixture(scope="session")
+def batch() -> dict[str, np.ndarray]:
+    """Its halves and quarters have different numbers of target tokens: a mean of their means would be another loss."""
+    batch = MultiplicationDataset(8).batch(0, 0)
+    targets = batch.targets[:, :3].copy()
+    targets[:2] = [[5, 11, 12]] * 2
+    for parts in (2, 4):
+        assert len({create_target_mask(part).sum() for part in np.split(targets, parts)}) > 1
+    return {"inputs": batch.inputs, "targets": targets, "carries": batch.carries[:, :3]}
+
+
 @pytest.fixture(params=["digit", "product"])
 def task(request, exact_config, batch):
-    """A test module's `exact_config` and `batch`, and another schedule, of problems with different numbers of steps."""
+    """`exact_config` and `batch`, and another schedule, of problems with different numbers of steps."""
     if request.param == "digit":
         return exact_config, batch
     config = override(exact_config, {"model.schedule": "product", "data.augment": "[]"})

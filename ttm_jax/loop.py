@@ -132,14 +132,6 @@ class TrainingLoop(ABC, Generic[State]):
     def _next_plan(self, plan: StepPlan) -> StepPlan | None:
         """That takes less memory; None where there is none."""
 
-    def _as_run(self, plan: StepPlan) -> StepPlan:
-        """The plan with as many micro-batches as a device makes of its share."""
-        return plan
-
-    def _num_devices(self, plan: StepPlan) -> int:
-        """How many divide each batch between them."""
-        return 1
-
     @abstractmethod
     def _copy_state(self) -> Mapping[str, Any] | None:
         """The state on the host, with its "step"; None where a step that failed has taken it along."""
@@ -395,8 +387,8 @@ class TrainingLoop(ABC, Generic[State]):
         return copy if copy is not None and copy["step"] == self.progress.step else None
 
     def _describe_plan(self) -> str:
-        plan = self._as_run(self.progress.plan)
-        return plan.describe(self.config.data.batch_size, self._num_devices(plan))
+        """How steps are computed now, in words."""
+        return self.progress.plan.describe(self.config.data.batch_size)
 
     def _refuse_changes(self, saved: Config) -> None:
         if changed := changed_keys(saved, self.config):

@@ -4,6 +4,7 @@ import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -40,7 +41,7 @@ class Placement:
         wanted = max(micro_batches, self.micro_batches)
         return next((n for n in range(wanted, self.share) if self.share % n == 0), self.share)
 
-    @property
+    @cached_property
     def mesh(self) -> Mesh | None:
         """What `train_step` takes; None of one device."""
         if len(self.devices) == 1:

@@ -119,10 +119,12 @@ class Trainer(TrainingLoop[TrainState]):
         return self._placements[plan.device]
 
     def _as_run(self, plan: StepPlan) -> StepPlan:
+        """The plan with as many micro-batches as a device makes of its share."""
         return replace(plan, micro_batches=self._placement(plan).at_least(plan.micro_batches))
 
-    def _num_devices(self, plan: StepPlan) -> int:
-        return len(self._placement(plan).devices)
+    def _describe_plan(self) -> str:
+        plan = self.progress.plan
+        return self._as_run(plan).describe(self.config.data.batch_size, len(self._placement(plan).devices))
 
 
 def _has_cpu_besides() -> bool:

@@ -12,11 +12,12 @@ from safetensors.numpy import load_file
 
 from parity.speed.cases import JAX, UNROLLED, UNROLLED_REMAT, Case
 from ttm_jax.benchmarks.unrolled import Unrolled
+from ttm_jax.benchmarks.workload import training_step
 from ttm_jax.config import Config
 from ttm_jax.machine import TokenTuringMachine
 from ttm_jax.multiplier import TTMModel
 from ttm_jax.placement import place
-from ttm_jax.state import create_state, train_step
+from ttm_jax.state import create_state
 from ttm_jax.vocab import PAD_TOKEN
 
 Call = Callable[[], jax.Array]
@@ -53,13 +54,14 @@ def _apply(case: Case, variant: str) -> Apply:
 
 
 def _train_multiplier(config: Config, params: Any, batch: dict[str, jax.Array]) -> Call:
-    placement = place(len(batch["targets"]))  # as the trainer does
+    placement = place(len(batch["targets"]))
+    step = training_step(placement)
     state = placement.replicate(create_state(config).replace(params=params))
     divided = placement.divide(batch)
 
     def call() -> jax.Array:
         nonlocal state
-        state, metrics = train_step(state, divided, micro_batches=placement.micro_batches, mesh=placement.mesh)
+        state, metrics = step(state, divided)
         return jax.block_until_ready(metrics["loss"])
 
     return call

@@ -13,12 +13,10 @@ from ttm_jax.checkpoint import LATEST, find_checkpoint, load_state, saved_steps
 from ttm_jax.config import override
 from ttm_jax.fallback import OutOfMemory, StepPlan
 from ttm_jax.metrics import create_target_mask
-from ttm_jax.multiplication import MultiplicationDataset
 from ttm_jax.state import create_state, loss_fn, train_step
 from ttm_jax.train import Trainer, main
 
 pytestmark = pytest.mark.usefixtures("signal_handlers")
-FLOAT64 = {"model.dtype": "float64", "model.param_dtype": "float64"}
 
 
 def plans(plan, *arguments):
@@ -56,22 +54,6 @@ class TestPlans:
 
 
 # One step.
-
-
-@pytest.fixture(scope="module")
-def exact_config(tiny_config):
-    """Without dropout, which follows the micro-batch, and in float64, where rounding is far below any mistake."""
-    return override(tiny_config, {**FLOAT64, "model.dropout_rate": "0.0"})
-
-
-@pytest.fixture(scope="module")
-def batch():
-    """Its micro-batches have different numbers of target tokens, so a mean of their means would be another loss."""
-    batch = MultiplicationDataset(8).batch(0, 0)
-    targets = batch.targets[:, :3].copy()
-    targets[:2] = [[5, 11, 12]] * 2
-    assert len({create_target_mask(part).sum() for part in np.split(targets, 4)}) > 1
-    return {"inputs": batch.inputs, "targets": targets, "carries": batch.carries[:, :3]}
 
 
 def leaves(state):

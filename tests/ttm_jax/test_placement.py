@@ -13,29 +13,11 @@ import ttm_jax
 from ttm_jax.checkpoint import BEST, LATEST, find_checkpoint, load_state
 from ttm_jax.config import ConfigError, config_to_toml, override
 from ttm_jax.cost import machine_train_step
-from ttm_jax.multiplication import MultiplicationDataset
 from ttm_jax.placement import place
 from ttm_jax.state import create_state, loss_fn, train_step
 from ttm_jax.train import Trainer, main
 
 pytestmark = pytest.mark.usefixtures("signal_handlers")
-
-
-@pytest.fixture(scope="module")
-def exact_config(tiny_config):
-    """Without dropout, of which each device draws its own, and in float64."""
-    return override(
-        tiny_config, {"model.dropout_rate": "0.0", "model.dtype": "float64", "model.param_dtype": "float64"}
-    )
-
-
-@pytest.fixture(scope="module")
-def batch():
-    """Its halves have different numbers of target tokens, so a mean of their means would be another loss."""
-    batch = MultiplicationDataset(8).batch(0, 0)
-    targets = batch.targets[:, :3].copy()
-    targets[:2] = [[5, 11, 12]] * 2
-    return {"inputs": batch.inputs, "targets": targets, "carries": batch.carries[:, :3]}
 
 
 @pytest.fixture(scope="module")

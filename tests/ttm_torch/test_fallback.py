@@ -5,31 +5,11 @@ import pytest
 import torch
 
 import ttm_torch.train
-from ttm_jax.multiplication import MultiplicationDataset
 from ttm_torch.checkpoint import LATEST, find_checkpoint, load_state
-from ttm_torch.config import override
-from ttm_torch.metrics import create_target_mask
 from ttm_torch.state import create_state, train_step_with_metrics
 from ttm_torch.train import main
 
 pytestmark = pytest.mark.usefixtures("signal_handlers")
-
-
-@pytest.fixture(scope="module")
-def exact_config(tiny_config):
-    return override(
-        tiny_config, {"model.dtype": "float64", "model.param_dtype": "float64", "model.dropout_rate": "0.0"}
-    )
-
-
-@pytest.fixture(scope="module")
-def batch():
-    """Its micro-batches have different numbers of target tokens."""
-    batch = MultiplicationDataset(8).batch(0, 0)
-    targets = batch.targets[:, :3].copy()
-    targets[:2] = [[5, 11, 12]] * 2
-    assert len({create_target_mask(part).sum().item() for part in torch.as_tensor(targets).chunk(4)}) > 1
-    return {"inputs": batch.inputs, "targets": targets, "carries": batch.carries[:, :3]}
 
 
 def weights(state):

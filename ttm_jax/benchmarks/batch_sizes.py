@@ -1,6 +1,5 @@
 """Training throughput of the multiplier against the batch size: the best batch, and the largest that fits."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,19 +46,14 @@ def measure(
             progress.step(f"compiling: batch {batch_size}")
             placement = place(batch_size)
             devices[str(batch_size)] = len(placement.devices)
-            program = training_program(config, batch_size, placement)
+            arguments = training_arguments(config, batch_size, placement)
+            program = training_program(placement, *arguments)
             if too_large(program, device):
                 break
+            name, function = str(batch_size), program.bind(*arguments)
 
-            def bind(
-                program: Program = program, batch_size: int = batch_size, placement: Placement = placement
-            ) -> Callable[[], Any]:
-                return program.bind(*training_arguments(config, batch_size, placement))
-
-            def run(bind: Callable[[], Callable[[], Any]] = bind) -> None:
-                jax.block_until_ready(bind()())
-
-            name, function = str(batch_size), bind()
+            def run(program: Program = program, batch_size: int = batch_size, placement: Placement = placement) -> None:
+                jax.block_until_ready(program.bind(*training_arguments(config, batch_size, placement))())
 
             if not programs and not device.memory_stats():
                 run()  # a resident set counts what is set up once; an allocator does not, and would keep this peak

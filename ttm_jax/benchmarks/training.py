@@ -14,11 +14,16 @@ from ttm_jax.benchmarks.ceilings import PRODUCT, CeilingSizes, ceiling_functions
 from ttm_jax.benchmarks.profile import product_share, profile
 from ttm_jax.benchmarks.progress import Progress
 from ttm_jax.benchmarks.report import Table, median, percent, quartiles, scaled, times
-from ttm_jax.benchmarks.workload import too_large, training_arguments, training_flops, training_program
+from ttm_jax.benchmarks.workload import (
+    too_large,
+    training_arguments,
+    training_flops,
+    training_program,
+    training_step,
+)
 from ttm_jax.config import Config, find_config, load_config
 from ttm_jax.placement import Placement, place
 from ttm_jax.schedule import training_arrays
-from ttm_jax.state import train_step
 from ttm_jax.timing import affordable_calls, spread, timed_call
 
 CONFIGS = ("quick", "multiplication")  # the default, and the checklist's
@@ -72,8 +77,8 @@ def _row(
     progress.step(f"compiling: {name}")
     B = config.data.batch_size
     placement = place(B)
-    program = training_program(config, B, placement)
     state, batch = training_arguments(config, B, placement)
+    program = training_program(placement, state, batch)
     T = batch["targets"].shape[1]
     row: dict[str, Any] = {
         "config": name,
@@ -121,15 +126,14 @@ def _take_turns(
     )
 
     def alone(placement: Placement) -> Callable[[], Any]:
+        step = training_step(placement)
         state, batch = training_arguments(config, config.data.batch_size, placement)
 
         def take_steps() -> Any:
             nonlocal state
             metrics = {}
             for _ in range(steps):
-                state, metrics = train_step(  # as the loop calls it
-                    state, batch, micro_batches=placement.micro_batches, remat=None, mesh=placement.mesh
-                )
+                state, metrics = step(state, batch)
             return metrics
 
         return take_steps

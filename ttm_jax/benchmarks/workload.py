@@ -1,5 +1,6 @@
 """What timed functions work on, and whether it fits: parameters, tokens, a training step of the multiplier."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -51,11 +52,14 @@ def training_batch(config: Config, batch_size: int) -> dict[str, np.ndarray]:
     return training_arrays(batch, config.model, T)
 
 
-def training_program(config: Config, batch_size: int, placement: Placement) -> Program:
-    """`train_step` as the trainer takes it."""
-    step = partial(train_step, micro_batches=placement.micro_batches, mesh=placement.mesh)
-    arguments = training_arguments(config, batch_size, placement)
-    return Program(step, *arguments, carries=True, num_devices=len(placement.devices))
+def training_step(placement: Placement) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
+    """`train_step` of a state and a batch, as the trainer calls it."""
+    return partial(train_step, micro_batches=placement.micro_batches, remat=None, mesh=placement.mesh)
+
+
+def training_program(placement: Placement, *arguments: Any) -> Program:
+    """The training step compiled for its arguments, which `training_arguments` gives."""
+    return Program(training_step(placement), *arguments, carries=True, num_devices=len(placement.devices))
 
 
 def training_arguments(config: Config, batch_size: int, placement: Placement) -> tuple[TrainState, dict[str, Any]]:
