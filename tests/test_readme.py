@@ -17,8 +17,11 @@ from ttm_jax.benchmarks import training, unrolled
 from ttm_jax.benchmarks.report import median, peak, percent, times
 
 ROOT = Path(__file__).parent.parent
-XEON, EPYC = "intel-r-xeon-r-processor-family-6-model-207-2-cores", "amd-epyc-2-cores"  # of results/hardware
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+BENCHMARKS = README.split("## Benchmarks")[1]
+# Files of results/hardware.
+XEON, EPYC = "intel-r-xeon-r-processor-family-6-model-207-2-cores", "amd-epyc-family-25-model-1-2-cores"
+EPYC_512 = "amd-epyc-2-cores"
 PAGES = [
     ROOT / "README.md",
     ROOT / "hardware_choice.md",
@@ -77,45 +80,49 @@ def test_the_parity_table_is_that_of_the_results():
         assert ok == ("yes" if row["ok"] else "NO")
 
 
-def test_the_benchmarks_are_those_of_the_results():
-    """Each row's second cell, worked out from the files that hardware_choice.md is written from."""
-    result, other = hardware(XEON), hardware(EPYC)
-    first, last = other["history"]["streaming"][0], other["history"]["streaming"][-1]
-    wins, batches = other["history"]["wins"], result["batch_sizes"]
-    best = next(row for row in batches["rows"] if row["batch_size"] == batches["best"])
-    forms = {row["steps"]: row for row in other["unrolled"]["rows"] if row["num_tokens"] == 16}
-    rows = result["training"]["rows"]
-    limits = [re.search(r"it would be at (.*)\.$", note)[1] for note in training.notes(result["training"])]
+def test_the_training_step_is_that_of_the_results():
+    """Both devices' cells, worked out from the files that hardware_choice.md is written from."""
+    columns = []
+    for result in (hardware(XEON), hardware(EPYC)):
+        rows, batches = result["training"]["rows"], result["batch_sizes"]
+        assert [row["config"] for row in rows] == ["quick", "multiplication"]
+        best = next(row for row in batches["rows"] if row["batch_size"] == batches["best"])
+        notes = training.notes(result["training"])
+        limits = [re.search(r"it would be at (.*); were .* at (.*)\.$", note).groups() for note in notes]
+        cells = [
+            [percent(row["flops_fraction"]) for row in rows],
+            [times(row["alone"]["median_s"] / row["undivided"]["median_s"]) for row in rows],
+            *zip(*limits, strict=True),
+            [str(best["batch_size"]), f"{best['examples_per_s']:.0f} examples/s", peak(best["memory"])],
+        ]
+        columns.append([", ".join(cell) for cell in cells])
+        assert result["training"]["provenance"]["commit"][:7] in BENCHMARKS
+        assert result["batch_sizes"]["provenance"]["commit"] == result["training"]["provenance"]["commit"]
+    found = re.findall(r"^\| [^|]+ \| ([^|]+) \| ([^|]+) \|$", BENCHMARKS, re.MULTILINE)
+    assert found == list(zip(*columns, strict=True))
 
-    def against_scan(steps):
-        found = unrolled.ratios(forms[steps]["scan"], forms[steps]["unrolled"])
-        compiling, step, memory = (times(ratio) for ratio in found.values())
-        return f"{compiling} the time to compile, {step} a training step, {memory} the temporary memory"
 
-    def of_both(values):
-        quick, multiplication = values
-        return f"{quick} (default config), {multiplication} (`multiplication`)"
-
+def test_long_histories_are_those_of_the_results():
+    history, many = hardware(EPYC)["history"], hardware(EPYC_512)["unrolled"]
+    first, last, wins = history["streaming"][0], history["streaming"][-1], history["wins"]
+    (row,) = (row for row in many["rows"] if (row["steps"], row["num_tokens"]) == (128, 16))
+    compiling, step, memory = (times(ratio) for ratio in unrolled.ratios(row["scan"], row["unrolled"]).values())
     assert (first["steps"], last["steps"]) == (10, 100_000)
     cells = [
-        of_both(percent(row["flops_fraction"]) for row in rows),
-        of_both(times(row["alone"]["median_s"] / row["undivided"]["median_s"]) for row in rows),
-        of_both(limits),
-        f"{best['batch_size']}, {best['examples_per_s']:.0f} examples/s, {peak(best['memory'])}",
         f"{median(first['machine'])} and {median(last['machine'])}",
         f"{median(first['transformer'])} and {median(last['transformer'])}",
         f"{peak(last['machine']['memory'])} and {peak(last['transformer']['memory'])}",
         f"from {wins['streaming_time']} steps on streaming, from {wins['whole_time']} on over whole sequences",
-        against_scan(128),
+        f"{compiling} the time to compile, {step} a training step, {memory} the temporary memory",
     ]
-    _, section = README.split("## Benchmarks")
-    assert re.findall(r"^\| [^|]+ \| ([^|]+) \|$", section, re.MULTILINE) == cells
-    for found in (result["training"], result["batch_sizes"], result["unrolled"], other["history"], other["unrolled"]):
-        assert found["provenance"]["commit"][:7] in section
+    assert re.findall(r"^\| [^|]+ \| ([^|]+) \|$", BENCHMARKS, re.MULTILINE) == cells
+    for section in (history, many):
+        assert section["provenance"]["commit"][:7] in BENCHMARKS
 
 
 def test_the_policies_beside_unrolled_steps_are_those_of_the_results():
     section = hardware(XEON)["unrolled"]
+    assert section["provenance"]["commit"][:7] in BENCHMARKS
     (row,) = (row for row in section["rows"] if (row["steps"], row["num_tokens"]) == (32, 16))
     pattern = r'^\| `remat="(\w+)"`.*?(, divided)? \| (.*) \| (.*) \| (.*) \|$'
     rows = {(policy, bool(divided)): cells for policy, divided, *cells in re.findall(pattern, README, re.M)}

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from ttm_jax.benchmarks.ceilings import PRODUCT, CeilingSizes, ceiling_functions, ceiling_sizes
-from ttm_jax.benchmarks.profile import product_share, profile
+from ttm_jax.benchmarks.profile import arithmetic_share, product_share, profile
 from ttm_jax.benchmarks.progress import Progress
 from ttm_jax.benchmarks.report import Table, median, percent, quartiles, scaled, times
 from ttm_jax.benchmarks.workload import (
@@ -250,12 +250,13 @@ def notes(section: dict[str, Any]) -> list[str]:
             continue
         met = "met" if row["flops_fraction"] >= section["wanted"] else "not met"
         ratio = times(row["in_loop"]["median_s"] / row["alone"]["median_s"])
+        arithmetic, products = (share(row["profile"]) for share in (arithmetic_share, product_share))
         found.append(
             f"{row['config']}: {percent(row['flops_fraction'])} of the FLOP/s of a large product "
             f"(wanted: {percent(section['wanted'])}, {met}); in the loop, with its data, a step takes {ratio} as long "
             f"as alone{_undivided(row)}. By kind: {_shares(row, 'kind')}. By pass: {_shares(row, 'phase')}. "
-            "Were the products of its forward and backward pass all that it does, it would be at "
-            f"{percent(_limit(row))}."
+            f"Were nothing made again and nothing copied, it would be at {percent(_limit(row, arithmetic))}; were the "
+            f"products of its forward and backward pass all that it does, at {percent(_limit(row, products))}."
         )
     return found
 
@@ -266,9 +267,8 @@ def _undivided(row: dict[str, Any]) -> str:
     return f", and divided {times(row['alone']['median_s'] / row['undivided']['median_s'])} as long as on one device"
 
 
-def _limit(row: dict[str, Any]) -> float | None:
-    """The share of the ceiling that would be reached by those products alone, by their share of the operations."""
-    share = product_share(row["profile"])
+def _limit(row: dict[str, Any], share: float) -> float | None:
+    """The share of the ceiling that would be reached if operations of this share were all that the step does."""
     return row["flops_fraction"] / share if share else None
 
 
