@@ -100,6 +100,24 @@ def test_tables_and_notes(section):
     assert all(len(row) == len(table.headings) for table in (step, costliest) for row in table.rows)
 
 
+def test_what_a_step_could_reach():
+    shares = [
+        ("products", "forward", 0.2),
+        ("products", "backward", 0.2),
+        ("products", "recomputed", 0.1),
+        ("sums", "backward", 0.1),
+        ("elementwise", "update", 0.1),
+        ("copies", "forward", 0.2),
+        ("sums", "", 0.1),
+    ]
+    works = [{"part": "step", "kind": kind, "phase": phase, "share": share} for kind, phase, share in shares]
+    second = {"median_s": 1.0}
+    row = {"config": "tiny", "flops_fraction": 0.3, "alone": second, "in_loop": second, "profile": {"rows": works}}
+    (note,) = training.notes({"wanted": 0.6, "rows": [row]})
+    assert "nothing made again and nothing copied, it would be at 50 %; were the products of its forward and " in note
+    assert note.endswith("backward pass all that it does, at 75 %.")
+
+
 def test_a_divided_step_beside_that_on_one_device(tiny_config):
     section = measure(override(tiny_config, {"data.batch_size": "16"}))
     (row,) = section["rows"]
