@@ -19,6 +19,7 @@ from ttm_jax.benchmarks.report import median, peak, percent, scaled, times
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BENCHMARKS = README.split("## Benchmarks")[1]
+BENCHMARKS_WORDS = " ".join(BENCHMARKS.split())
 # Files of results/hardware.
 XEON, EPYC = "intel-r-xeon-r-processor-family-6-model-207-2-cores", "amd-epyc-family-25-model-1-2-cores"
 EPYC_512 = "amd-epyc-2-cores"
@@ -99,22 +100,21 @@ def test_the_training_step_is_that_of_the_results():
         assert result["training"]["provenance"]["commit"][:7] in BENCHMARKS
         assert result["batch_sizes"]["provenance"]["commit"] == result["training"]["provenance"]["commit"]
     assert "| | Intel Xeon | AMD EPYC |" in BENCHMARKS
-    slow, fast = (scaled(found["ceiling_flops_per_s"], "FLOP/s") for found in (batches, rows[1]))  # of the EPYC
+    epyc = hardware(EPYC)
+    measured = (epyc["batch_sizes"], epyc["training"]["rows"][-1])
+    slow, fast = (scaled(found["ceiling_flops_per_s"], "FLOP/s") for found in measured)
     assert f"it reached {slow} in the large product, and {fast} beside the training step" in BENCHMARKS
     found = re.findall(r"^\| [^|]+ \| ([^|]+) \| ([^|]+) \|$", BENCHMARKS, re.MULTILINE)
     assert found == list(zip(*columns, strict=True))
     at_most = sorted(re.findall(r"[\d.]+", " ".join(column[2] for column in columns)), key=float)
-    assert f"a step would be at {at_most[0]} to {at_most[-1]} %." in " ".join(BENCHMARKS.split())
+    assert f"a step would be at {at_most[0]} to {at_most[-1]} %." in BENCHMARKS_WORDS
 
 
 def test_long_histories_are_those_of_the_results():
     history, many = hardware(EPYC)["history"], hardware(EPYC_512)["unrolled"]
     first, last, wins = history["streaming"][0], history["streaming"][-1], history["wins"]
-    found = {
-        row["steps"]: unrolled.ratios(row["scan"], row["unrolled"]) for row in many["rows"] if row["num_tokens"] == 16
-    }
-    compiling, step, memory = (times(ratio) for ratio in found[128].values())
-    assert found[32]["step"] > 1, "there the scan was the faster over 32 steps, too"
+    compiling, step, memory = (times(ratio) for ratio in against_scan(EPYC_512, 128, 16).values())
+    assert against_scan(EPYC_512, 32, 16)["step"] > 1, "there the scan was the faster over 32 steps, too"
     assert (first["steps"], last["steps"]) == (10, 100_000)
     cells = [
         f"{median(first['machine'])} and {median(last['machine'])}",
@@ -130,9 +130,9 @@ def test_long_histories_are_those_of_the_results():
 
 
 def test_the_policies_beside_unrolled_steps_are_those_of_the_results():
-    section = hardware(XEON)["unrolled"]
-    assert section["provenance"]["commit"][:7] in BENCHMARKS
-    (row,) = (row for row in section["rows"] if (row["steps"], row["num_tokens"]) == (32, 16))
+    both = [hardware(name)["unrolled"] for name in (XEON, EPYC)]
+    assert both[0]["provenance"]["commit"][:7] in BENCHMARKS
+    row = unrolled_row(XEON, 32, 16)
     pattern = r'^\| `remat="(\w+)"`.*?(, divided)? \| (.*) \| (.*) \| (.*) \|$'
     rows = {(policy, bool(divided)): cells for policy, divided, *cells in re.findall(pattern, README, re.M)}
     assert len(rows) == len(unrolled.SCANS)
@@ -140,27 +140,19 @@ def test_the_policies_beside_unrolled_steps_are_those_of_the_results():
         found = unrolled.ratios(row[scan], row["unrolled"])
         assert rows[policy, scan in unrolled.DIVIDED] == [times(found[of]) for of in unrolled.LABELS]
     limits = r"compute is (.*) of the operations.* would be (.*)\. The products.*does, (.*)\.$"
-    both = [hardware(name)["unrolled"] for name in (XEON, EPYC)]
     xeon, epyc = (re.search(limits, note).groups() for section in both for note in unrolled.notes(section))
-    words = " ".join(BENCHMARKS.split())
-    assert f"what any form has to compute is {xeon[0]} of what the scan does on the Xeon" in words
+    assert f"what any form has to compute is {xeon[0]} of what the scan does on the Xeon" in BENCHMARKS_WORDS
     assert (
         f"nothing copied, its step would be {xeon[1]}; were the products of both passes all that it does, {xeon[2]}."
-        in words
+        in BENCHMARKS_WORDS
     )
-    assert f"On the EPYC these are {epyc[0]}, {epyc[1]} and {epyc[2]}: there 1.5x is more than the products" in words
+    limits_there = f"On the EPYC these are {epyc[0]}, {epyc[1]} and {epyc[2]}: there 1.5x is more than the products"
+    assert limits_there in BENCHMARKS_WORDS
     assert float(epyc[2].rstrip("x")) < 1.5
-    few, many = (
-        [
-            unrolled.ratios(row["scan"], row["unrolled"])["step"]
-            for section in both
-            for row in section["rows"]
-            if (row["steps"], row["num_tokens"]) == (32, tokens)
-        ]
-        for tokens in (16, 3136)
-    )
+    few, many = ([against_scan(name, 32, tokens)["step"] for name in (XEON, EPYC)] for tokens in (16, 3136))
     assert max(few) < 1, "the unrolled steps are the faster with 16 tokens"
-    assert f"with 3136 the scan is, {times(many[0])} as fast on the Xeon and {times(many[1])} on the EPYC." in words
+    faster = f"with 3136 the scan is, {times(many[0])} as fast on the Xeon and {times(many[1])} on the EPYC."
+    assert faster in BENCHMARKS_WORDS
 
 
 def test_the_ratios_before_steps_were_divided_are_those_of_the_results():
@@ -190,6 +182,18 @@ def test_the_ratios_on_the_other_processor_are_those_of_its_results():
 
 def hardware(name):
     return json.loads((ROOT / f"results/hardware/{name}.json").read_text())
+
+
+def unrolled_row(name, steps, num_tokens):
+    """Of a file of results/hardware, the scans and the unrolled form of one size."""
+    rows = hardware(name)["unrolled"]["rows"]
+    (row,) = (row for row in rows if (row["steps"], row["num_tokens"]) == (steps, num_tokens))
+    return row
+
+
+def against_scan(name, steps, num_tokens):
+    row = unrolled_row(name, steps, num_tokens)
+    return unrolled.ratios(row["scan"], row["unrolled"])
 
 
 @pytest.mark.parametrize("name", ["Classifier", "TorchClassifier"])
