@@ -86,7 +86,7 @@ def test_the_training_step_is_that_of_the_results():
     columns = []
     for result in (hardware(XEON), hardware(EPYC)):
         rows, batches = result["training"]["rows"], result["batch_sizes"]
-        assert [row["config"] for row in rows] == ["quick", "multiplication"]
+        assert [row["config"] for row in rows] == ["quick", "three_digits"]
         best = next(row for row in batches["rows"] if row["batch_size"] == batches["best"])
         notes = training.notes(result["training"])
         limits = [re.search(r"it would be at (.*); were .* at (.*)\.$", note).groups() for note in notes]
@@ -158,7 +158,7 @@ def test_the_policies_beside_unrolled_steps_are_those_of_the_results():
 def test_the_ratios_before_steps_were_divided_are_those_of_the_results():
     result = json.loads((ROOT / "results/speed/amd-epyc-family-25-model-1/cpu.json").read_text())
     cases = {case["name"]: case["variants"][best_torch(case)] for case in result["cases"]}
-    first, second = (cases[f"{name}/float32/train"]["ratio"]["median"] for name in ("quick/6", "multiplication/7"))
+    first, second = (cases[f"{name}/float32/train"]["ratio"]["median"] for name in ("quick/6", "three_digits/7"))
     assert f"their ratios were {first:.2f} and {second:.2f} ([commit `{result['commit'][:7]}`]" in " ".join(
         README.split()
     )
@@ -169,8 +169,8 @@ def test_the_ratios_on_the_other_processor_are_those_of_its_results():
     cases = {case["name"]: case["variants"] for case in result["cases"]}
     best = {case["name"]: case["variants"][best_torch(case)] for case in result["cases"]}
     names = (
-        *("quick/6/float32/train", "multiplication/11/float32/train", "paper-16/64/float32/train"),
-        *("multiplication/11/float32/forward", "multiplication/1/float32/stream"),
+        *("quick/6/float32/train", "three_digits/11/float32/train", "paper-16/64/float32/train"),
+        *("three_digits/11/float32/forward", "three_digits/1/float32/stream"),
     )
     words = re.search("<!-- speed with AVX-512 -->(.*)<!-- /speed with AVX-512 -->", README, re.DOTALL)[1]
     assert re.findall(r"\d\.\d\d", words) == [f"{best[name]['ratio']['median']:.2f}" for name in names]

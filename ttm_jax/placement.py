@@ -96,7 +96,7 @@ def place(batch_size: int, platform: str | None = None, num_devices: int | None 
 def mean_over_devices(tree: Any, axis: str, weight: jax.Array) -> Any:
     """The mean of arrays over the devices of a mesh's axis, by the weight of each; for use in `jax.shard_map`.
 
-    All are added up as one array: a hundred small sums take as long as a tenth of the default config's step.
+    All are added up as one array: a hundred small sums take as long as a tenth of a step of configs/quick.toml.
     """
     flat, unravel = ravel_pytree(tree)
     total = jax.lax.psum(weight.astype(flat.dtype) * jnp.append(flat, 1), axis)

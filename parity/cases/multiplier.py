@@ -128,7 +128,7 @@ def _jax_evaluation() -> tuple[Any, Arrays]:
 CASES = (
     *(
         LogitsCase(config, dtype, bound)
-        for config in ("quick", "multiplication", "five_digits")
+        for config in ("quick", "three_digits", "five_digits")
         for dtype, bound in (("float64", FLOAT64_BOUND), ("float32", FLOAT32_BOUND))
     ),
     *(Bfloat16Case("quick", write) for write in ("mlp", "erase_add")),

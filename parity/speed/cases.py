@@ -19,7 +19,7 @@ from ttm_jax.schedule import training_arrays
 Kind = Literal["train", "forward", "stream"]
 DType = Literal["float32", "bfloat16"]
 DTYPES: tuple[DType, ...] = get_args(DType)
-CONFIGS = ("quick", "multiplication")
+CONFIGS = ("quick", "three_digits")
 CONFIG_BATCH = 64
 
 # Which implementation a worker times.

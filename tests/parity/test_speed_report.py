@@ -75,7 +75,7 @@ def test_the_page(result):
 
 def test_the_short_table(result):
     table = readme_table(result)
-    assert "| training step, default config, batch 64 | 50.0 ms | 60.0 ms (compile) | **1.20** (1.08 - 1.32) |" in table
+    assert "| training step, `quick`, batch 64 | 50.0 ms | 60.0 ms (compile) | **1.20** (1.08 - 1.32) |" in table
     assert table.count("not measured") == len(README_ROWS) - 1
     assert "commit `0123456+changes`, 2026-11-20." in table
     scan, unrolled = "2.0 s to the end of the first call, 500 ms a training step", "80.0 s and 600 ms"

@@ -15,7 +15,7 @@ from ttm_jax.placement import Placement, place
 from ttm_jax.program import Program
 from ttm_jax.timing import affordable_calls, spread, time_interleaved, timed_call
 
-CONFIG = "multiplication"  # memory 96
+CONFIG = "three_digits"  # memory 96
 BATCH_SIZES = tuple(2**n for n in range(13))
 QUICK_BATCH_SIZES = (8, 32)
 LONGEST_STEP_S = 5.0  # no larger batch is tried where a step would take longer

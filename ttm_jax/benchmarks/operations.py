@@ -75,10 +75,10 @@ def measure(
 ) -> dict[str, Any]:
     """Times every operation on `device`: 1000 calls of the first three, `budget_s` seconds of calls of the others.
 
-    In a quick run, all have the budget, which is 1 second instead of 10. `config` is the shipped "multiplication"
+    In a quick run, all have the budget, which is 1 second instead of 10. `config` is the shipped "three_digits"
     where None.
     """
-    config = load_config(find_config("multiplication")) if config is None else config
+    config = load_config(find_config("three_digits")) if config is None else config
     ceiling = ceiling_sizes(device) if ceiling is None else ceiling
     budget_s = (1.0 if quick else 10.0) if budget_s is None else budget_s
     with jax.default_device(device):

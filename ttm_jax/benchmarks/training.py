@@ -26,7 +26,7 @@ from ttm_jax.placement import Placement, place
 from ttm_jax.schedule import training_arrays
 from ttm_jax.timing import affordable_calls, spread, timed_call
 
-CONFIGS = ("quick", "multiplication")  # the default, and the checklist's
+CONFIGS = ("quick", "three_digits")  # a small machine, and the checklist's sizes
 QUICK_CONFIGS = ("quick",)
 FORMS = {"alone": "a step alone", "in_loop": "a step in the loop", "undivided": "a step alone on one device"}
 WANTED = 0.6  # of the ceiling
