@@ -7,11 +7,12 @@ from ttm_jax.display import MARKS, PlainDisplay
 from ttm_jax.inference import load
 from ttm_jax.run_folder import RunFolder
 from ttm_jax.train import Trainer
+from ttm_jax.training_command import DEFAULT_CONFIG
 
 
 @pytest.mark.slow  # minutes on two cores
 def test_the_default_training_reaches_the_marks(tmp_path):
-    trainer = Trainer(load_config(find_config("quick")), tmp_path)
+    trainer = Trainer(load_config(find_config(DEFAULT_CONFIG)), tmp_path)
     trainer.run(PlainDisplay(trainer.total_steps))
     evaluation = [record for record in RunFolder(tmp_path).records() if record["kind"] == "eval"][-1]
     accuracy = {name: counts["correct"] / counts["total"] for name, counts in evaluation["exact_match"].items()}

@@ -85,6 +85,17 @@ def read_format(path: Path) -> str:
     return _read_meta(path)["format"]
 
 
+def describe_training(path: Path) -> dict[str, Any]:
+    """How a checkpoint of either twin came about: "config", "steps", "examples", "seconds" and "provenance".
+
+    Raises:
+        CheckpointError: if neither twin wrote it.
+    """
+    meta = _read_meta(path)
+    progress = {"steps": meta["progress"]["step"], "seconds": meta["progress"]["seconds"]}
+    return {**progress, **{key: meta[key] for key in ("examples", "config", "provenance")}}
+
+
 def _read_meta(path: Path) -> dict[str, Any]:
     verify(path, "meta")
     try:

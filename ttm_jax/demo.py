@@ -34,7 +34,7 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="python -m ttm_jax.demo",
         description="A trained Token Turing Machine multiplies what you type, digit by digit, and shows how.",
-        epilog=f"example: python -m ttm_jax.demo '{EXAMPLE}' --checkpoint runs/quick",
+        epilog=f"example: python -m ttm_jax.demo '{EXAMPLE}' --checkpoint runs/default",
     )
     parser.add_argument("problem", nargs="*", help=f"a product such as '{EXAMPLE}'; asked for where left out")
     parser.add_argument(
@@ -103,7 +103,7 @@ def load_demo(path: Path | None) -> Multiplier:
     if not wanted.exists():
         raise CheckpointError(
             f"no trained model at {wanted}; train one, in minutes, by {this_python()} -m ttm_jax.train "
-            "and name it: --checkpoint runs/quick"
+            "and name it: --checkpoint runs/default"
         )
     return load_machine(wanted)
 

@@ -1,18 +1,25 @@
 """The command that measures a checkpoint on held-out pairs.
 
-python -m ttm_jax.evaluate runs/quick
+python -m ttm_jax.evaluate runs/default
 """
 
 import sys
 
 from ttm_jax.grid import make_evaluation_parser, run_evaluation
-from ttm_jax.inference import load
+from ttm_jax.inference import Multiplier, load
+from ttm_jax.inside import load_machine
 from ttm_jax.run_folder import provenance
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = make_evaluation_parser("ttm_jax", "runs/quick")
-    return run_evaluation(parser, parser.parse_args(argv), load, provenance)
+    parser = make_evaluation_parser("ttm_jax", "runs/default")
+    parser.add_argument("--wipe-memory", action="store_true", help="reset memory before each machine step")
+    args = parser.parse_args(argv)
+    return run_evaluation(parser, args, _load_wiped if args.wipe_memory else load, provenance)
+
+
+def _load_wiped(path: str) -> Multiplier:
+    return load_machine(path).without_memory()
 
 
 if __name__ == "__main__":

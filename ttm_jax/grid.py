@@ -14,7 +14,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ttm_jax.answers import AnyMultiplier, Score, add_scores, answer_pairs, score_answers
-from ttm_jax.checkpoint_files import CheckpointError, find_checkpoint
+from ttm_jax.checkpoint_files import CheckpointError, describe_training, find_checkpoint
 from ttm_jax.cli import Parser, fail, positive_int
 from ttm_jax.metrics import wilson_interval
 from ttm_jax.multiplication import MAX_DIGITS, held_out_pairs, place_power
@@ -146,7 +146,9 @@ def run_evaluation(
     scores = evaluate_grid(multiplier, args.max_digits, args.pairs, args.batch_size, progress)
     result = report(scores, time.perf_counter() - start)
     if args.json:
-        print(json.dumps({"checkpoint": args.checkpoint, **result, "provenance": provenance()}))
+        training = describe_training(find_checkpoint(args.checkpoint))
+        origin = {"training": training, "provenance": provenance()}
+        print(json.dumps({"checkpoint": args.checkpoint, **result, **origin}))
         return 0
     console = Console()
     console.print(f"checkpoint {find_checkpoint(args.checkpoint)}", highlight=False, soft_wrap=True)

@@ -1,6 +1,6 @@
 """Using a trained multiplier: load a checkpoint, multiply numbers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,10 @@ class Multiplier(AnyMultiplier):
             np.concatenate(parts)[: len(inputs_BxS)] for parts in zip(*jax.device_get(chunks), strict=True)
         )
         return predictions, probabilities
+
+    def without_memory(self) -> "Multiplier":
+        """The same network with its memory wiped: each machine step starts from the memory of the first."""
+        return replace(self, model=self.model.clone(config=replace(self.model.config, write="none")))
 
 
 def load(path: str | Path) -> Multiplier:

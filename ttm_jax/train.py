@@ -2,7 +2,7 @@
 
 python -m ttm_jax.train                                  # two CPU cores, a few minutes
 python -m ttm_jax.train --config multiplication          # the checklist's sizes
-python -m ttm_jax.train --workdir runs/quick --resume    # go on
+python -m ttm_jax.train --workdir runs/default --resume    # go on
 python -m ttm_jax.train --devices 1                      # not divided between the cores, or GPUs
 """
 

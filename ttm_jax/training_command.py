@@ -26,7 +26,7 @@ from ttm_jax.fallback import OutOfMemory
 from ttm_jax.loop import NonFiniteLoss, TrainingLoop
 from ttm_jax.run_folder import RunFolder
 
-DEFAULT_CONFIG = "quick"
+DEFAULT_CONFIG = "default"
 
 
 class StopSignal:

@@ -1,6 +1,6 @@
 """The command that measures a checkpoint of the twin on held-out pairs.
 
-python -m ttm_torch.evaluate runs/quick-torch
+python -m ttm_torch.evaluate runs/default-torch
 """
 
 import sys
@@ -15,7 +15,7 @@ from ttm_torch.run_folder import provenance
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = make_evaluation_parser("ttm_torch", "runs/quick-torch")
+    parser = make_evaluation_parser("ttm_torch", "runs/default-torch")
     add_device_flag(parser)
     args = parser.parse_args(argv)
     try:

@@ -2,7 +2,7 @@
 
 python -m ttm_torch.train                                      # the default config
 python -m ttm_torch.train --config multiplication              # the checklist's sizes
-python -m ttm_torch.train --workdir runs/quick-torch --resume  # go on
+python -m ttm_torch.train --workdir runs/default-torch --resume  # go on
 """
 
 import sys

@@ -168,7 +168,7 @@ def test_no_shipped_checkpoint_is_one_line(command, monkeypatch, tmp_path):
     assert (code, out) == (2, "")
     assert err == (
         f"python -m ttm_jax.demo: error: no trained model at {tmp_path / 'none'}; train one, in minutes, by "
-        f"{this_python()} -m ttm_jax.train and name it: --checkpoint runs/quick\n"
+        f"{this_python()} -m ttm_jax.train and name it: --checkpoint runs/default\n"
     )
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from rich.console import Console
 
 import ttm_jax
 from ttm_jax.answers import Score, add_scores, score_answers
-from ttm_jax.checkpoint import find_checkpoint
+from ttm_jax.checkpoint import find_checkpoint, load_meta
+from ttm_jax.config import config_to_dict, override
 from ttm_jax.evaluate import main
 from ttm_jax.grid import digit_table, evaluate_grid, grid_table, report
 from ttm_jax.metrics import wilson_interval
@@ -84,6 +86,29 @@ def test_json_is_one_object(tiny_run, command):
     assert len(result["digits"]["all"]["total"]) == 4
     assert 0 < result["sequence_accuracy"] <= result["position_accuracy"] <= 1
     assert result["seconds"] > 0
+    training = result["training"]
+    steps = load_meta(find_checkpoint(tiny_run.path))[1]["progress"]["step"]
+    assert (training["steps"], training["examples"]) == (steps, steps * tiny_run.config.data.batch_size)
+    assert training["config"] == config_to_dict(tiny_run.config)
+    assert training["provenance"]["commit"]
+
+
+def test_memory_wiped(command):
+    """Without what was carried a network that is right knows the units, and little else."""
+    checkpoint = Path(ttm_jax.__file__).parents[1] / "checkpoints/five_digits"
+    code, out, _ = command(checkpoint, "--json", "--max-digits", "2", "--pairs", "50", "--wipe-memory")
+    result = json.loads(out)
+    assert code == 0
+    assert result["digits"]["2x2"]["correct"][0] == 50
+    assert result["exact_match"]["2x2"]["correct"] < 25
+
+
+def test_a_model_without_memory_has_none_to_wipe(command, tiny_config, tmp_path, train):
+    config = override(tiny_config, {"model.kind": "transformer", "train.max_epochs": "2"})
+    train(config, tmp_path)
+    code, out, err = command(tmp_path, "--wipe-memory")
+    assert (code, out) == (2, "")
+    assert err.endswith("model.kind is transformer, which has no memory to show; name a machine's\n")
 
 
 def test_all_single_digit_pairs_by_default(tiny_run, command):

@@ -212,4 +212,4 @@ class TestEvaluate:
         )
 
     def test_help_has_an_example(self, command):
-        assert "example: python -m ttm_torch.evaluate runs/quick-torch" in command("--help")[1]
+        assert "example: python -m ttm_torch.evaluate runs/default-torch" in command("--help")[1]

@@ -339,7 +339,7 @@ class TestCommand:
     def test_the_run_folder_is_not_that_of_jax(self, config_file):
         args = make_parser().parse_args(["--config", str(config_file)])
         assert resolve(args)[1] == Path("runs/tiny-torch")
-        assert resolve(make_parser().parse_args([]))[1] == Path("runs/quick-torch")
+        assert resolve(make_parser().parse_args([]))[1] == Path("runs/default-torch")
 
     def test_a_run_is_not_overwritten(self, tiny_run, config_file, command):
         before = files(tiny_run.path)
