@@ -126,7 +126,7 @@ def _parser() -> Parser:
         "  python -m parity.speed --quick                  training steps of the two configs, minutes\n"
         "  python -m parity.speed --out results/speed      everything; alone on the machine\n"
         "  python -m parity.speed --only 'paper-16/*/train'\n"
-        "  python -m parity.speed --report --out results/speed --readme README.md\n\n"
+        "  python -m parity.speed --report --out results/speed --readme docs/performance.md\n\n"
         "exit status: 0 done, 1 a variant failed or computes something else, 2 bad input, 130 interrupted",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import ttm_torch
+from ttm_jax.config import changed_keys, config_from_dict
 from ttm_torch import nn
 from ttm_torch.state import create_state
 
@@ -298,8 +299,10 @@ def test_numbers_above_100(length):
 
 def test_the_run_without_memory():
     """It differs from the default run in nothing else, and is worse where numbers are long."""
-    runs = {run["run"]: run for run in json.loads((ROOT / "results/quick_variants.json").read_text())}
-    assert runs["no-memory"]["changed"] == {"model.write": "none"}
-    assert runs["no-memory"]["examples"] == runs["quick"]["examples"]
-    right = {name: runs[name]["exact_match"]["3x2"]["correct"] for name in ("quick", "no-memory")}
-    assert 0 < right["no-memory"] < right["quick"]
+    runs = {name: json.loads((ROOT / f"results/default/{name}-0.json").read_text()) for name in ("seed", "no-memory")}
+    configs = {name: config_from_dict(run["training"]["config"]) for name, run in runs.items()}
+    assert changed_keys(configs["seed"], configs["no-memory"]) == ["model.write"]
+    assert configs["no-memory"].model.write == "none"
+    assert runs["no-memory"]["training"]["examples"] == runs["seed"]["training"]["examples"]
+    right = {name: run["exact_match"]["3x2"]["correct"] for name, run in runs.items()}
+    assert 0 < right["no-memory"] < right["seed"]

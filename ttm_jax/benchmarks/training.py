@@ -250,13 +250,13 @@ def notes(section: dict[str, Any]) -> list[str]:
             continue
         met = "met" if row["flops_fraction"] >= section["wanted"] else "not met"
         ratio = times(row["in_loop"]["median_s"] / row["alone"]["median_s"])
-        arithmetic, products = (share(row["profile"]) for share in (arithmetic_share, product_share))
+        arithmetic, products = map(percent, limits(row))
         found.append(
             f"{row['config']}: {percent(row['flops_fraction'])} of the FLOP/s of a large product "
             f"(wanted: {percent(section['wanted'])}, {met}); in the loop, with its data, a step takes {ratio} as long "
             f"as alone{_undivided(row)}. By kind: {_shares(row, 'kind')}. By pass: {_shares(row, 'phase')}. "
-            f"Were nothing made again and nothing copied, it would be at {percent(_limit(row, arithmetic))}; were the "
-            f"products of its forward and backward pass all that it does, at {percent(_limit(row, products))}."
+            f"Were nothing made again and nothing copied, it would be at {arithmetic}; were the "
+            f"products of its forward and backward pass all that it does, at {products}."
         )
     return found
 
@@ -267,9 +267,11 @@ def _undivided(row: dict[str, Any]) -> str:
     return f", and divided {times(row['alone']['median_s'] / row['undivided']['median_s'])} as long as on one device"
 
 
-def _limit(row: dict[str, Any], share: float) -> float | None:
-    """The share of the ceiling that would be reached if operations of this share were all that the step does."""
-    return row["flops_fraction"] / share if share else None
+def limits(row: dict[str, Any]) -> tuple[float | None, float | None]:
+    """Shares of the ceiling, by estimate: were nothing made again and nothing copied, and were the products all."""
+    found = (share(row["profile"]) for share in (arithmetic_share, product_share))
+    arithmetic, products = (row["flops_fraction"] / share if share else None for share in found)
+    return arithmetic, products
 
 
 def _shares(row: dict[str, Any], key: str) -> str:

@@ -1,0 +1,382 @@
+"""The figures of README.md, docs/ and results/*.md, written from the files in results/ between the marks of each block.
+
+python -m ttm_jax.pages           # in a checkout: writes them
+python -m ttm_jax.pages --check   # exits 1 where one is not what results/ say
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ttm_jax import compare
+from ttm_jax.benchmarks import training, unrolled
+from ttm_jax.benchmarks.report import median, peak, percent, times
+from ttm_jax.cli import Parser, fail
+from ttm_jax.config import config_from_dict
+from ttm_jax.diagnose import CAUSES
+from ttm_jax.markdown import markdown_table
+from ttm_jax.metrics import wilson_interval
+from ttm_jax.multiplication import MAX_DIGITS, MultiplicationDataset, place_name, place_power
+
+CHECKPOINTS = ("multiplication", "five_digits")
+TRIED = ("quick", "three_digits", "five_digits", "multiplication")
+LENGTHS = ("1x1", "2x2", "3x2", "3x3", "4x4", "5x5")
+SEEDS = range(5)
+# Of results/default: what the files of each row are called, and how many seeds it has.
+MEMORY_ROWS = {
+    "the default run": "seed",
+    "the same networks, memory wiped before each step": "wiped",
+    "trained without memory": "no-memory",
+    "a plain Transformer, no steps": "transformer",
+}
+MEMORY_SEEDS = range(3)
+DIGIT_LENGTHS = ("3x3", "4x4", "5x5")
+# Of results/parity.json: a row of each kind of case.
+PARITY_ROWS = (
+    ("scenic/simple_mlp", "ttm_torch: gradients"),
+    ("weights/bfloat16", "JAX to PyTorch to JAX, to the bit"),
+    ("layers/attention", "float64: outputs, gradients, input gradients"),
+    ("machine/mlp-erase_add-mixer", "float32: whole sequence, outputs"),
+    ("training/mlp-erase_add-mixer", "float64: outputs, gradients, losses of 20 steps, weights after them"),
+    ("mutation/gelu", "exact GELU for its tanh form"),
+)
+
+
+class PageError(ValueError):
+    """A page or a result that is not what it should be; the message is one line for the user."""
+
+
+class Results:
+    """The files of results/, each read once."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._read = cache(self._load)
+
+    def __call__(self, name: str) -> Any:
+        """The values of a file, by its path without ".json".
+
+        Raises:
+            PageError: if it cannot be read.
+        """
+        return self._read(name)
+
+    def devices(self, section: str) -> list[dict[str, Any]]:
+        """Of results/hardware, the files that have a section, in the order of their names."""
+        names = sorted(path.stem for path in (self._folder / "hardware").glob("*.json"))
+        return [found for name in names if section in (found := self(f"hardware/{name}"))]
+
+    def _load(self, name: str) -> Any:
+        path = self._folder / f"{name}.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PageError(f"{path}: {error.strerror}") from None
+        except ValueError:
+            raise PageError(f"{path}: not JSON") from None
+
+
+def why(results: Results) -> str:
+    """What the library is for, a figure each."""
+    (history,) = (device["history"] for device in results.devices("history"))
+    first, last = history["streaming"][0], history["streaming"][-1]
+    (many,) = (
+        row for device in results.devices("unrolled") for row in device["unrolled"]["rows"] if _size(row) == (128, 16)
+    )
+    compiles = times(unrolled.ratios(many[unrolled.SCAN], many[unrolled.UNROLLED])["compile"])
+    best = max(
+        (results(f"{name}/evaluation")["exact_match"]["5x5"] for name in CHECKPOINTS), key=lambda c: c["correct"]
+    )
+    compared, caught = results("parity")["summary"].split(", ")
+    return "\n".join(
+        [
+            f"- **Constant cost.** A streaming step takes {median(first['machine'])} after {first['steps']:,} steps "
+            f"and {median(last['machine'])} after {last['steps']:,}.",
+            f"- **One scan.** All steps are one `lax.scan`: 128 of them compile {compiles} as fast as unrolled.",
+            f"- **Trained.** A shipped checkpoint multiplies five digits by five: "
+            f"{100 * best['correct'] / best['total']:.1f} % of {best['total']:,} held-out pairs.",
+            f"- **Proved.** {compared}, with a PyTorch twin and the authors' code; {caught}.",
+        ]
+    )
+
+
+def accuracy(results: Results) -> str:
+    """Exact match of the default run, mean and range of its seeds, and of the shipped checkpoints."""
+    runs = [results(f"default/seed-{seed}") for seed in SEEDS]
+    shipped = [results(f"{name}/evaluation") for name in CHECKPOINTS]
+    headings = ["digits", "held-out pairs", f"default run, {len(runs)} seeds", *(f"`{name}`" for name in CHECKPOINTS)]
+    rows = []
+    for length in LENGTHS:
+        cells = [_mean(runs, length), *(_mean([found], length) for found in shipped)]
+        rows.append([_name(length), f"{shipped[0]['exact_match'][length]['total']:,}", *cells])
+    return markdown_table(headings, rows)
+
+
+def memory(results: Results) -> str:
+    """What memory is worth: exact match of the default config with it, wiped, without it, and without the machine."""
+    lengths = trained_lengths(results("default/seed-0"))
+    rows = []
+    for label, name in MEMORY_ROWS.items():
+        runs = [results(f"default/{name}-{seed}") for seed in MEMORY_SEEDS]
+        rows.append([label, *(_mean(runs, length) for length in lengths)])
+    return markdown_table([f"{len(MEMORY_SEEDS)} seeds each", *map(_name, lengths)], rows)
+
+
+def runs(results: Results) -> str:
+    """The runs of the default config beside each other: time, when the marks were met, and the last evaluation."""
+    return compare.markdown(results("default/runs"))
+
+
+def two_commits(results: Results) -> str:
+    """Of each seed, how far the losses of two commits come apart, and what both reach on 3 x 2."""
+    found = results("quick/two_commits")
+    rows = []
+    for row in found["seeds"]:
+        apart = [
+            f"{max(abs(row['relative'][str(step)]) for step in steps):.0e}" for steps in ((25, 50, 75, 100), (200,))
+        ]
+        ends = ["" if end is None else f"{100 * end['correct'] / end['total']:.1f}" for end in row["3x2"]]
+        rows.append([str(row["seed"]), *apart, *ends])
+    headings = [
+        "seed",
+        "losses apart by step 100",
+        "at step 200",
+        *(f"3 x 2 at `{commit[:7]}`, %" for commit in found["commits"]),
+    ]
+    return markdown_table(headings, rows)
+
+
+def tried(results: Results) -> str:
+    """What was trained, and what it reached, of either kind of machine step; nothing where it was not trained."""
+    lengths = LENGTHS[1:]
+    headings = ["", "a machine step is", "memory", "blocks", "examples", *map(_name, lengths)]
+    rows = []
+    for name in TRIED:
+        found = results(f"{name}/evaluation")
+        training = found["training"]
+        model = config_from_dict(training["config"]).model
+        step = {"digit": "a digit of the product", "product": "a product of two digits"}[model.schedule]
+        cells = [step, str(model.memory_size), str(model.num_layers), f"{training['examples']:,}"]
+        rows.append([f"[`{name}`]({name})", *cells, *(_mean([found], length) for length in lengths)])
+    return markdown_table(headings, rows)
+
+
+def grid(results: Results) -> str:
+    """Exact match of each shipped checkpoint on every pair of lengths, with intervals."""
+    tables = []
+    for name in CHECKPOINTS:
+        found, sizes = results(f"{name}/evaluation"), range(1, MAX_DIGITS + 1)
+        rows = [[str(n), *(_with_total(found["exact_match"][f"{n}x{m}"]) for m in sizes)] for n in sizes]
+        tables.append(markdown_table([f"`{name}`", *(f"x {m}" for m in sizes)], rows))
+    return "\n\n".join(tables)
+
+
+def digits(results: Results) -> str:
+    """The share of the digits of products that is right, by length and place."""
+    headings = ["checkpoint", "digits", *(place_power(place) for place in range(2 * MAX_DIGITS))]
+    rows = []
+    for name in CHECKPOINTS:
+        for length in DIGIT_LENGTHS:
+            found = results(f"{name}/evaluation")["digits"][length]
+            cells = [_interval(*counts) for counts in zip(found["correct"], found["total"], strict=True)]
+            rows.append([f"`{name}`", _name(length), *cells, *[""] * (2 * MAX_DIGITS - len(cells))])
+    return markdown_table(headings, rows)
+
+
+def causes(results: Results) -> str:
+    """Wrong answers by their first wrong digit, and by whether the carry into it was right."""
+    headings = ["checkpoint", "digits", "wrong", "first wrong digit", *CAUSES, "carries right"]
+    rows = []
+    for name in CHECKPOINTS:
+        for length in DIGIT_LENGTHS[1:]:
+            row = results(f"{name}/diagnosis")["lengths"][length]
+            places = [f"{place_name(place)} {count}" for place, count in enumerate(row["first_wrong_place"]) if count]
+            carries = 100 * sum(row["carries"]["correct"]) / sum(row["carries"]["total"])
+            cells = [f"{row['wrong']:,} of {row['pairs']:,}", ", ".join(places)]
+            cells += [str(row["causes"][cause]) for cause in CAUSES]
+            rows.append([f"[`{name}`]({name}/diagnosis.json)", _name(length), *cells, f"{carries:.1f} %"])
+    return markdown_table(headings, rows)
+
+
+def parity(results: Results) -> str:
+    """Some rows of what `python -m parity` prints, and its last line."""
+    found = results("parity")
+    by_name = {(row["case"], row["what"]): row for row in found["comparisons"]}
+    rows = []
+    for key in PARITY_ROWS:
+        row = by_name[key]
+        bound = f"{'>' if row['must_be'] == 'above' else '<='} {row['bound']:.0e}" if row["bound"] else "0"
+        rows.append([f"`{key[0]}`", key[1], f"{row['difference']:.1e}", bound])
+    return markdown_table(["case", "compared", "difference", "bound"], rows) + f"\n\n{found['summary']}."
+
+
+def training_step(results: Results) -> str:
+    """The training step of each device: what it reaches, and what limits it."""
+    columns = [_training_cells(device) for device in results.devices("training")]
+    return markdown_table(
+        ["", *(column.pop("") for column in columns)],
+        [[label, *(column[label] for column in columns)] for label in columns[0]],
+    )
+
+
+def _training_cells(device: dict[str, Any]) -> dict[str, str]:
+    section, batches = device["training"], device["batch_sizes"]
+    rows = section["rows"]
+    limits = [training.limits(row) for row in rows]
+    best = next(row for row in batches["rows"] if row["batch_size"] == batches["best"])
+    cells = {
+        "configs": [f"`{row['config']}`" for row in rows],
+        "FLOP/s of a step, of those of a large product": [percent(row["flops_fraction"]) for row in rows],
+        "were nothing made again and nothing copied": [percent(limit) for limit, _ in limits],
+        "were the products of both passes all": [percent(limit) for _, limit in limits],
+        "time divided between the cores / on one device": [
+            times(row["alone"]["median_s"] / row["undivided"]["median_s"]) for row in rows
+        ],
+        f"`{batches['config']}`: best batch": [str(best["batch_size"])],
+        "its throughput, and planned memory": [f"{best['examples_per_s']:.0f} examples/s", peak(best["memory"])],
+    }
+    return {"": device["name"], **{label: ", ".join(values) for label, values in cells.items()}}
+
+
+def unrolled_steps(results: Results) -> str:
+    """How many times as much steps unrolled in Python take as one scan, of 16 tokens each."""
+    rows = []
+    for device in results.devices("unrolled"):
+        for row in device["unrolled"]["rows"]:
+            if row["steps"] < 32 or row["num_tokens"] != 16:
+                continue
+            for scan in unrolled.scans_of(row):
+                found = unrolled.ratios(row[scan], row[unrolled.UNROLLED])
+                policy = f'`remat="{unrolled.SCANS[scan]}"`' + (", divided" if scan in unrolled.DIVIDED else "")
+                rows.append([device["name"], f"{row['steps']}", policy, *(times(found[of]) for of in unrolled.LABELS)])
+    return markdown_table(["unrolled / scan", "steps", "scan", *unrolled.LABELS.values()], rows)
+
+
+def history(results: Results) -> str:
+    """A streaming step after a short and after a long history, beside a causal Transformer with a key-value cache."""
+    rows = []
+    for device in results.devices("history"):
+        found = device["history"]
+        for row in (found["streaming"][0], found["streaming"][-1]):
+            cells = [
+                text
+                for model in ("machine", "transformer")
+                for text in (median(row[model]), peak(row[model]["memory"]))
+            ]
+            rows.append([device["name"], f"{row['steps']:,}", *cells])
+        wins = found["wins"]
+        rows.append(
+            [
+                device["name"],
+                "the machine takes less time",
+                f"from {wins['streaming_time']} steps on, streaming",
+                "",
+                f"from {wins['whole_time']} on, whole sequences",
+                "",
+            ]
+        )
+    headings = ["", "after so many steps", "machine", "its memory", "Transformer", "its memory"]
+    return markdown_table(headings, rows)
+
+
+# By page: its blocks, each between <!-- name --> and <!-- /name -->.
+PAGES: dict[str, tuple[Callable[[Results], str], ...]] = {
+    "README.md": (why, accuracy, memory),
+    "docs/parity.md": (parity,),
+    "docs/performance.md": (training_step, unrolled_steps, history),
+    "results/default/README.md": (runs,),
+    "results/quick_variants.md": (two_commits,),
+    "results/larger_operands.md": (tried, grid, digits, causes),
+}
+
+
+def render(text: str, tables: Sequence[Callable[[Results], str]], results: Results) -> str:
+    """A page's text with its tables as the results have them.
+
+    Raises:
+        PageError: if the marks of a table are not there, or a result.
+    """
+    for table in tables:
+        begin, end = f"<!-- {table.__name__} -->", f"<!-- /{table.__name__} -->"
+        before, found_begin, rest = text.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not found_begin or not found_end:
+            raise PageError(f"it needs the lines {begin} and, after it, {end}")
+        text = f"{before}{begin}\n{table(results)}\n{end}{after}"
+    return text
+
+
+def trained_lengths(evaluation: dict[str, Any]) -> list[str]:
+    """The operand lengths that the network of an evaluation was trained on, longer operand first."""
+    config = config_from_dict(evaluation["training"]["config"])
+    stage, limits = config.curriculum.last_stage, config.data.max_digits
+    return [
+        str(length) for length in MultiplicationDataset(1, stages=config.data.stages, max_digits=limits).lengths(stage)
+    ]
+
+
+def _size(row: dict[str, Any]) -> tuple[int, int]:
+    return row["steps"], row["num_tokens"]
+
+
+def _mean(runs: list[dict[str, Any]], length: str) -> str:
+    """Mean and range over runs, of one run the interval; nothing of a length that they were not trained on."""
+    if length not in trained_lengths(runs[0]):
+        return ""
+    counts = [run["exact_match"][length] for run in runs]
+    if len(counts) == 1:
+        return _interval(counts[0]["correct"], counts[0]["total"])
+    shares = [100 * count["correct"] / count["total"] for count in counts]
+    return f"{statistics.mean(shares):.1f} ({min(shares):.1f} - {max(shares):.1f})"
+
+
+def _interval(correct: int, total: int) -> str:
+    low, high = wilson_interval(correct, total)
+    return f"{100 * correct / total:.1f} ({100 * low:.1f} - {100 * high:.1f})"
+
+
+def _with_total(counts: dict[str, int]) -> str:
+    return f"{_interval(counts['correct'], counts['total'])} of {counts['total']:,}"
+
+
+def _name(length: str) -> str:
+    return length.replace("x", " x ")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(
+        prog="python -m ttm_jax.pages",
+        description="Writes the tables of README.md and results/*.md from the files in results/.",
+        epilog="example: python -m ttm_jax.pages --check\n\n"
+        "exit status: 0 done, 1 a table is not what results/ say, 2 bad input",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--root", type=Path, default=Path(), help="the checkout (the current folder)")
+    parser.add_argument("--check", action="store_true", help="write nothing; name the pages that are not up to date")
+    args = parser.parse_args(argv)
+    results, stale = Results(args.root / "results"), []
+    for name, tables in PAGES.items():
+        page = args.root / name
+        try:
+            text = page.read_text(encoding="utf-8")
+            new = render(text, tables, results)
+            if new != text and not args.check:
+                page.write_text(new, encoding="utf-8")
+        except OSError as error:
+            return fail(parser, f"{page}: {error.strerror}; --root names the checkout")
+        except PageError as error:
+            return fail(parser, f"{page}: {error}")
+        if new != text:
+            stale.append(name)
+    for name in stale:
+        print(f"{'not up to date' if args.check else 'written'}: {name}")
+    return 1 if args.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
