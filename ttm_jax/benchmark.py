@@ -178,13 +178,16 @@ def _print_written(console: Console, args: argparse.Namespace, *paths: Path) -> 
 
 
 def _write_page(args: argparse.Namespace) -> int:
-    """Draws the figures and writes the page, both from the result files alone."""
+    """Draws the figures and writes the pages, both from the result files alone."""
     folder = args.out or OUT
     results = load_results(folder)
     changed = regenerate(args.page, folder, results)
     for result in results:
         _draw(result, result_path(folder, result["name"]))
-    print(f"{'written' if changed else 'unchanged'}: {args.page}")
+    for path in changed:
+        print(f"written: {path}")
+    if not changed:
+        print(f"unchanged: {args.page}")
     return 0
 
 

@@ -525,7 +525,7 @@ def test_a_device_of_which_little_was_measured_comes_last(result, tmp_path):
     assert [device["name"] for device in both] == ["b", "a"]
     text = page.render(both, Path("r"))
     assert "The only device whose training throughput was measured so far: **b**." in text
-    assert "side by side" not in text
+    assert "| [a](r/a.md) | not measured | not measured | not measured | not measured |" in text
 
 
 def test_json_is_one_object(run):
@@ -540,13 +540,17 @@ def test_the_page_is_written_between_its_markers(run, tmp_path):
     (tmp_path / "hardware_choice.md").write_text(f"before\n{page.BEGIN}\nold\n{page.END}\nafter\n")
     for flag in ("--batch-sizes", "--history"):
         run(flag)
-    assert run("--page")[:2] == (0, "written: hardware_choice.md\n")
+    code, out, _ = run("--page")
+    (result,) = (tmp_path / "results/hardware").glob("*.json")
+    device = result.relative_to(tmp_path).with_suffix(".md")
+    assert (code, out) == (0, f"written: hardware_choice.md\nwritten: {device}\n")
     text = (tmp_path / "hardware_choice.md").read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "old" not in text
     assert "**A GPU**: not measured." in text
-    assert "Not measured; `python -m ttm_jax.benchmark --remat` does." in text
+    assert f"]({device})" in text
+    assert "Not measured; `python -m ttm_jax.benchmark --remat` does." in (tmp_path / device).read_text()
     assert run("--page")[:2] == (0, "unchanged: hardware_choice.md\n")
 
 
@@ -642,8 +646,9 @@ def test_two_devices_side_by_side(result):
     assert "A batch of 2: 50 % of the throughput" in text
     assert "(a power of two) that fits" in text
     assert "**A GPU**: not measured" not in text
-    row = re.search(r"\| matrix product \| (.*) \| (.*) \| (.*) \|", text)
-    assert row[3] == "10x"
+    rates = re.findall(r"^\| \[.*\]\(r/.*\.md\) \| .* \| .* \| \d+: ([\d,]+) examples/s \|", text, re.MULTILINE)
+    slow, fast = (int(rate.replace(",", "")) for rate in rates)
+    assert fast == pytest.approx(5 * slow, abs=3)
 
 
 def test_long_histories_may_be_of_another_device(result):
@@ -657,11 +662,9 @@ def test_long_histories_may_be_of_another_device(result):
 # The committed page and results.
 
 
-def part_of(page_text, result):
-    """What the page says of a device: up to the next one's heading."""
-    _, _, rest = page_text.partition(f"\n## {result['name']}\n")
-    assert rest
-    return rest.partition("\n## ")[0]
+def page_of(result):
+    """What is written of a device."""
+    return page.device_page(RESULTS, result).read_text(encoding="utf-8")
 
 
 @of_a_machine
@@ -670,14 +673,15 @@ def test_the_page_and_the_results_agree(tmp_path):
     shutil.copytree(RESULTS, tmp_path / "results/hardware")
     copy = tmp_path / "hardware_choice.md"
     shutil.copy(PAGE, copy)
-    page.regenerate(copy, tmp_path / "results/hardware", load_results(RESULTS))
+    assert page.regenerate(copy, tmp_path / "results/hardware", load_results(RESULTS)) == []
+    copy.write_text(copy.read_text(encoding="utf-8").replace("Train on", "Do not train on"), encoding="utf-8")
+    assert page.regenerate(copy, tmp_path / "results/hardware", load_results(RESULTS)) == [copy]
     assert copy.read_text(encoding="utf-8") == PAGE.read_text(encoding="utf-8")
 
 
 @of_a_machine
 def test_the_numbers_of_the_page_are_those_of_the_results():
-    """Read off the page without the code that wrote it: the median and the rate of every operation."""
-    text = PAGE.read_text(encoding="utf-8")
+    """Read off the pages without the code that wrote them: the median and the rate of every operation."""
     prefixes = {"n": 1e-9, "µ": 1e-6, "m": 1e-3, "": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
     def number(cell):
@@ -685,7 +689,7 @@ def test_the_numbers_of_the_page_are_those_of_the_results():
         return float(found[1].replace(",", "")) * prefixes[found[2]]
 
     for result in load_results(RESULTS):
-        part = part_of(text, result)
+        part = page_of(result)
         for row in result.get("operations", {"rows": []})["rows"]:
             label = ", ".join(filter(None, (row["name"], row["size"])))
             lines = [line.split(" | ") for line in part.splitlines() if line.startswith(f"| {label} |")]
@@ -696,11 +700,10 @@ def test_the_numbers_of_the_page_are_those_of_the_results():
 
 @of_a_machine
 def test_committed_results_say_where_they_come_from_and_the_page_what_is_missing():
-    text = PAGE.read_text(encoding="utf-8")
     for result in load_results(RESULTS):
-        part = part_of(text, result)
+        part = page_of(result)
         for key in SECTIONS:
-            title = f"### {page.TITLES[key]}\n\n"
+            title = f"## {page.TITLES[key]}\n\n"
             assert (f"{title}Not measured; `python -m ttm_jax.benchmark" in part) == (key not in result)
             if key in result:
                 assert not result[key]["quick"]

@@ -1,4 +1,4 @@
-"""`hardware_choice.md`: what follows from the results, written between its two markers and nowhere else."""
+"""`hardware_choice.md`, what follows from the results, between its two markers; and a page of all figures a device."""
 
 import os
 from pathlib import Path
@@ -6,9 +6,10 @@ from typing import Any
 
 from ttm_jax.benchmarks.choice import choice
 from ttm_jax.benchmarks.figures import history_figure
-from ttm_jax.benchmarks.report import NOT_MEASURED, Table, median, scaled, times
+from ttm_jax.benchmarks.report import NOT_MEASURED, Table, median, percent, scaled
 from ttm_jax.benchmarks.results import FLAGS, SECTIONS, ResultError, result_path
 from ttm_jax.hardware import UNKNOWN
+from ttm_jax.markdown import markdown_table
 
 BEGIN = "<!-- measured: begin; python -m ttm_jax.benchmark --page writes what is between these marks -->"
 END = "<!-- measured: end -->"
@@ -22,11 +23,11 @@ TITLES = {
 }
 
 
-def regenerate(page: Path, folder: Path, results: list[dict[str, Any]]) -> bool:
-    """Writes what `results` say between the markers of `page`; True where that changed it.
+def regenerate(page: Path, folder: Path, results: list[dict[str, Any]]) -> list[Path]:
+    """Writes what `results` say between the markers of `page`, and a page for each device; gives those that changed.
 
     Raises:
-        ResultError: if the page cannot be read or written, or has not both markers.
+        ResultError: if a page cannot be read or written, or `page` has not both markers.
     """
     try:
         text = page.read_text(encoding="utf-8")
@@ -35,64 +36,79 @@ def regenerate(page: Path, folder: Path, results: list[dict[str, Any]]) -> bool:
         if not begin or not end:
             raise ResultError(f"--page {page}: it needs the line {BEGIN!r} and, after it, {END!r}")
         relative = Path(os.path.relpath(folder, page.parent or "."))
-        new = f"{before}{BEGIN}\n\n{render(results, relative)}\n{END}{after}"
-        if new != text:
-            page.write_text(new, encoding="utf-8")
+        pages = {page: f"{before}{BEGIN}\n\n{render(results, relative)}\n{END}{after}"}
+        pages |= {device_page(folder, result): render_device(result) for result in results}
+        changed = [path for path, new in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != new]
+        for path in changed:
+            path.write_text(pages[path], encoding="utf-8")
     except OSError as error:
         raise ResultError(f"--page {page}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ResultError(f"--page {page}: not UTF-8 text") from None
-    return new != text
+    return changed
+
+
+def device_page(folder: Path, result: dict[str, Any]) -> Path:
+    """Where all that was measured on a device is written for people."""
+    return result_path(folder, result["name"]).with_suffix(".md")
 
 
 def render(results: list[dict[str, Any]], folder: Path) -> str:
     """The measured part of the page; `folder` is where the results are, seen from the page."""
-    parts = ["## The choice", choice(results), "## The machines", machines(results).to_markdown()]
-    if len(timed := [result for result in results if "operations" in result]) > 1:
-        parts.append(side_by_side(timed).to_markdown())
+    return "\n\n".join(["## The choice", choice(results), "## The devices", devices(results, folder)]) + "\n"
+
+
+def devices(results: list[dict[str, Any]], folder: Path) -> str:
+    """What each device reaches, a row each, with a link to all that was measured on it."""
+    rows = []
     for result in results:
-        path = result_path(folder, result["name"])
-        parts += [f"## {result['name']}", f"All figures: [{path.name}]({path.as_posix()})."]
-        for key in SECTIONS:
-            parts += [f"### {TITLES[key]}", *_section(key, result.get(key), path)]
+        training, batches, history = (result.get(key) for key in ("training", "batch_sizes", "history"))
+        best = next((row for row in batches["rows"] if row["batch_size"] == batches["best"]), None) if batches else None
+        shares = [percent(row.get("flops_fraction")) for row in training["rows"]] if training else [NOT_MEASURED]
+        cells = [
+            NOT_MEASURED if training is None else scaled(training["rows"][0].get("ceiling_flops_per_s"), "FLOP/s"),
+            ", ".join(shares),
+            NOT_MEASURED if best is None else f"{best['batch_size']}: {best['examples_per_s']:,.0f} examples/s",
+            NOT_MEASURED if history is None else median(history["streaming"][0]["machine"]),
+        ]
+        rows.append([f"[{result['name']}]({device_page(folder, result).as_posix()})", *cells])
+    headings = ["", "a large product", "a training step, of that", "best batch", "a streaming step"]
+    return markdown_table(headings, rows)
+
+
+def render_device(result: dict[str, Any]) -> str:
+    """The page of a device: what it is, and every figure."""
+    path = result_path(Path(), result["name"])
+    parts = [
+        f"# {result['name']}",
+        f"Written by `python -m ttm_jax.benchmark --page` from [{path.name}]({path.name}); "
+        "[README.md](README.md) says how it was measured.",
+        machine(result).to_markdown(),
+    ]
+    for key in SECTIONS:
+        parts += [f"## {TITLES[key]}", *_section(key, result.get(key), path)]
     return "\n\n".join(parts) + "\n"
 
 
-def machines(results: list[dict[str, Any]]) -> Table:
-    """What each device and its host are."""
-    headings = ["", *(result["name"] for result in results)]
+def machine(result: dict[str, Any]) -> Table:
+    """What a device and its host are."""
+    device, host = result["device"], result["machine"]
     facts = {
-        "device": lambda r: f"{r['device']['count']} x {r['device']['kind']}",
-        "device memory": lambda r: _memory(r["device"]["memory_bytes"], r),
-        "processor": lambda r: f"{r['machine']['processor']} ({r['machine']['architecture']})",
-        "cores, hardware threads, usable": lambda r: ", ".join(
-            known(r["machine"][name]) for name in ("cores", "cpus", "usable_cpus")
-        ),
-        "caches": lambda r: caches(r["machine"]["caches"]),
-        "instruction sets": lambda r: ", ".join(r["machine"]["instruction_sets"]) or UNKNOWN,
-        "memory": lambda r: _memory(r["machine"]["memory_bytes"], r),
+        "device": f"{device['count']} x {device['kind']}",
+        "device memory": _memory(device["memory_bytes"], result),
+        "processor": f"{host['processor']} ({host['architecture']})",
+        "cores, hardware threads, usable": ", ".join(known(host[name]) for name in ("cores", "cpus", "usable_cpus")),
+        "caches": caches(host["caches"]),
+        "instruction sets": ", ".join(host["instruction_sets"]) or UNKNOWN,
+        "memory": _memory(host["memory_bytes"], result),
     }
-    return Table("detected", headings, [[name, *(fact(result) for result in results)] for name, fact in facts.items()])
+    return Table("detected", ["", ""], [list(fact) for fact in facts.items()])
 
 
 def caches(found: list[dict[str, Any]]) -> str:
     """Caches in a line: "L1 data 2 x 48 KiB, ..."."""
     parts = [f"L{c['level']} {c['kind']} {c['instances']} x {_kibibytes(c['bytes'])}" for c in found]
     return ", ".join(parts) or UNKNOWN
-
-
-def side_by_side(results: list[dict[str, Any]]) -> Table:
-    """The median of each operation on each device, and how many times as fast as on the first."""
-    by_name = [{row["name"]: row for row in result["operations"]["rows"] if "skipped" not in row} for result in results]
-    headings = ["operation", *(result["name"] for result in results)]
-    headings += [f"{results[0]['name']} / {result['name']}" for result in results[1:]]
-    rows = []
-    for name in dict.fromkeys(name for rows_by_name in by_name for name in rows_by_name):
-        found = [rows_by_name.get(name) for rows_by_name in by_name]
-        first = found[0]
-        ratios = [times(None if row is None or first is None else first["median_s"] / row["median_s"]) for row in found]
-        rows.append([name, *(median(row) for row in found), *ratios[1:]])
-    return Table("operations side by side, median", headings, rows)
 
 
 def _section(key: str, section: dict[str, Any] | None, path: Path) -> list[str]:
