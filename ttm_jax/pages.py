@@ -132,6 +132,19 @@ def runs(results: Results) -> str:
     return compare.markdown(results("default/runs"))
 
 
+def candidates(results: Results) -> str:
+    """What was tried for the default config: the difference to the first, what a step takes, the last evaluation."""
+    lengths = ("2x2", "3x2", "3x3")
+    rows = []
+    for run in results("default/tried"):
+        changed = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in run["changed"].items())
+        shares = [run["exact_match"].get(length) for length in lengths]
+        cells = ["" if counts is None else f"{100 * counts['correct'] / counts['total']:.1f}" for counts in shares]
+        step = "" if run["step_ms"] is None else f"{run['step_ms']:.0f} ms"
+        rows.append([changed or "-", step, f"{run['examples']:,}", *cells])
+    return markdown_table(["changed", "a step", "examples", *map(_name, lengths)], rows)
+
+
 def two_commits(results: Results) -> str:
     """Of each seed, how far the losses of two commits come apart, and what both reach on 3 x 2."""
     found = results("quick/two_commits")
@@ -289,7 +302,7 @@ PAGES: dict[str, tuple[Callable[[Results], str], ...]] = {
     "README.md": (why, accuracy, memory),
     "docs/parity.md": (parity,),
     "docs/performance.md": (training_step, unrolled_steps, history),
-    "results/default/README.md": (runs,),
+    "results/default/README.md": (runs, candidates),
     "results/quick_variants.md": (two_commits,),
     "results/larger_operands.md": (tried, grid, digits, causes),
 }
