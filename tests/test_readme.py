@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from ttm_jax import ablations, pages
-from ttm_jax.display import MARKS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -19,13 +18,14 @@ PAGES = [
     ROOT / "hardware_choice.md",
     *sorted(ROOT.glob("docs/*.md")),
     *sorted(ROOT.glob("configs/*.toml")),
+    *sorted(ROOT.glob("results/**/*.md")),
 ]
 
 
 @pytest.mark.parametrize("seed", pages.SEEDS)
 def test_the_marks_are_met_by_the_results(seed):
     result = json.loads((ROOT / f"results/default/seed-{seed}.json").read_text())
-    for length, mark in MARKS.items():
+    for length, mark in {"1x1": 0.95, "2x1": 0.90, "2x2": 0.85, "3x2": 0.80}.items():
         counts = result["exact_match"][length]
         assert counts["correct"] / counts["total"] > mark
 
@@ -78,7 +78,9 @@ def test_the_other_commands_exist():
         assert importlib.util.find_spec(module) is not None, module
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page.suffix == ".md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page.suffix == ".md"], ids=lambda page: str(page.relative_to(ROOT))
+)
 def test_links_lead_somewhere(page):
     links = re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", page.read_text(encoding="utf-8"))
     assert not [link for link in links if not (page.parent / link).exists()]
@@ -87,4 +89,4 @@ def test_links_lead_somewhere(page):
 def test_the_ablations_are_those_of_the_results():
     results = ablations.Results(ROOT / "results")
     results.load()
-    assert (ROOT / "results/ablations.md").read_text() == ablations.markdown(results.rows())
+    assert (ROOT / "results/ablations.md").read_text() == ablations.document(results.rows())

@@ -4,6 +4,7 @@ python -m ttm_jax.evaluate runs/default
 """
 
 import sys
+from pathlib import Path
 
 from ttm_jax.grid import make_evaluation_parser, run_evaluation
 from ttm_jax.inference import Multiplier, load
@@ -15,10 +16,10 @@ def main(argv: list[str] | None = None) -> int:
     parser = make_evaluation_parser("ttm_jax", "runs/default")
     parser.add_argument("--wipe-memory", action="store_true", help="reset memory before each machine step")
     args = parser.parse_args(argv)
-    return run_evaluation(parser, args, _load_wiped if args.wipe_memory else load, provenance)
+    return run_evaluation(parser, args, _load_wiped if args.wipe_memory else load, provenance, args.wipe_memory)
 
 
-def _load_wiped(path: str) -> Multiplier:
+def _load_wiped(path: Path) -> Multiplier:
     return load_machine(path).without_memory()
 
 

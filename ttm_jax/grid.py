@@ -5,6 +5,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -125,19 +126,22 @@ def make_evaluation_parser(package: str, run: str) -> Parser:
 def run_evaluation(
     parser: Parser,
     args: argparse.Namespace,
-    load: Callable[[str], AnyMultiplier],
+    load: Callable[[Path], AnyMultiplier],
     provenance: Callable[[], dict[str, Any]],
+    wiped: bool = False,
 ) -> int:
     """Measures as the flags ask and prints the result; the exit code.
 
     Args:
         parser: as of `make_evaluation_parser`.
         args: what it read.
-        load: gives the multiplier of a path, or raises CheckpointError.
+        load: gives the multiplier of a checkpoint, or raises CheckpointError.
         provenance: says where the result comes from.
+        wiped: whether the multiplier that `load` gives has its memory wiped, which the result says.
     """
     try:
-        multiplier = load(args.checkpoint)
+        checkpoint = find_checkpoint(args.checkpoint)  # once: a training may have a better one by the end
+        multiplier, training = load(checkpoint), describe_training(checkpoint)
     except CheckpointError as error:
         return fail(parser, error)
 
@@ -146,12 +150,12 @@ def run_evaluation(
     scores = evaluate_grid(multiplier, args.max_digits, args.pairs, args.batch_size, progress)
     result = report(scores, time.perf_counter() - start)
     if args.json:
-        training = describe_training(find_checkpoint(args.checkpoint))
-        origin = {"training": training, "provenance": provenance()}
-        print(json.dumps({"checkpoint": args.checkpoint, **result, **origin}))
+        where = {"training": training, "provenance": provenance()}
+        print(json.dumps({"checkpoint": args.checkpoint, "memory_wiped": wiped, **result, **where}))
         return 0
     console = Console()
-    console.print(f"checkpoint {find_checkpoint(args.checkpoint)}", highlight=False, soft_wrap=True)
+    note = ", memory wiped before each machine step" if wiped else ""
+    console.print(f"checkpoint {checkpoint}{note}", highlight=False, soft_wrap=True)
     console.print(grid_table(scores))
     if args.digits:
         console.print(digit_table(scores))

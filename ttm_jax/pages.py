@@ -8,14 +8,14 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ttm_jax import compare
 from ttm_jax.benchmarks import training, unrolled
-from ttm_jax.benchmarks.report import median, peak, percent, times
+from ttm_jax.benchmarks.report import NOT_MEASURED, median, peak, percent, times
 from ttm_jax.cli import Parser, fail
 from ttm_jax.config import config_from_dict
 from ttm_jax.diagnose import CAUSES
@@ -35,6 +35,8 @@ MEMORY_ROWS = {
     "a plain Transformer, no steps": "transformer",
 }
 MEMORY_SEEDS = range(3)
+MEMORY_LENGTHS = ("1x1", "2x2", "3x2", "3x3")
+LONGER = ("1x4", "4x2", "4x4")
 DIGIT_LENGTHS = ("3x3", "4x4", "5x5")
 # Of results/parity.json: a row of each kind of case.
 PARITY_ROWS = (
@@ -83,48 +85,72 @@ class Results:
 
 def why(results: Results) -> str:
     """What the library is for, a figure each."""
-    (history,) = (device["history"] for device in results.devices("history"))
-    first, last = history["streaming"][0], history["streaming"][-1]
-    (many,) = (
-        row for device in results.devices("unrolled") for row in device["unrolled"]["rows"] if _size(row) == (128, 16)
-    )
-    compiles = times(unrolled.ratios(many[unrolled.SCAN], many[unrolled.UNROLLED])["compile"])
-    best = max(
-        (results(f"{name}/evaluation")["exact_match"]["5x5"] for name in CHECKPOINTS), key=lambda c: c["correct"]
-    )
+    lines = []
+    for device in results.devices("history")[:1]:
+        first, last = device["history"]["streaming"][0], device["history"]["streaming"][-1]
+        lines.append(
+            f"- **Constant cost.** A streaming step takes {median(first['machine'])} after {first['steps']:,} steps\n"
+            f"  and {median(last['machine'])} after {last['steps']:,}."
+        )
+    measured = [row for device in results.devices("unrolled") for row in device["unrolled"]["rows"]]
+    for row in [row for row in measured if (row["steps"], row["num_tokens"]) == (128, 16)][:1]:
+        compiles = times(unrolled.ratios(row[unrolled.SCAN], row[unrolled.UNROLLED])["compile"])
+        lines.append(
+            f"- **One scan.** All steps are one `lax.scan`: 128 of them compile {compiles} as fast as unrolled."
+        )
+    counts = [results(f"{name}/evaluation")["exact_match"]["5x5"] for name in CHECKPOINTS]
+    best = max(counts, key=lambda found: found["correct"])
+    share = f"{100 * best['correct'] / best['total']:.1f} % of {best['total']:,} held-out pairs"
     compared, caught = results("parity")["summary"].split(", ")
     return "\n".join(
         [
-            f"- **Constant cost.** A streaming step takes {median(first['machine'])} after {first['steps']:,} steps "
-            f"and {median(last['machine'])} after {last['steps']:,}.",
-            f"- **One scan.** All steps are one `lax.scan`: 128 of them compile {compiles} as fast as unrolled.",
-            f"- **Trained.** A shipped checkpoint multiplies five digits by five: "
-            f"{100 * best['correct'] / best['total']:.1f} % of {best['total']:,} held-out pairs.",
-            f"- **Proved.** {compared}, with a PyTorch twin and the authors' code; {caught}.",
+            *lines,
+            f"- **Trained.** A shipped checkpoint multiplies five digits by five: {share}.",
+            f"- **Checked** against a PyTorch twin and the authors' code: {compared},\n  {caught}.",
         ]
     )
 
 
 def accuracy(results: Results) -> str:
     """Exact match of the default run, mean and range of its seeds, and of the shipped checkpoints."""
-    runs = [results(f"default/seed-{seed}") for seed in SEEDS]
+    runs = seeds_of(results, "seed", SEEDS)
     shipped = [results(f"{name}/evaluation") for name in CHECKPOINTS]
     headings = ["digits", "held-out pairs", f"default run, {len(runs)} seeds", *(f"`{name}`" for name in CHECKPOINTS)]
     rows = []
     for length in LENGTHS:
         cells = [_mean(runs, length), *(_mean([found], length) for found in shipped)]
         rows.append([_name(length), f"{shipped[0]['exact_match'][length]['total']:,}", *cells])
-    return markdown_table(headings, rows)
+    longer = {length: max(_share(run["exact_match"][length]) for run in runs) for length in LONGER}
+    first, *others = (f"{share:.1f} % of {_name(length)}" for length, share in longer.items())
+    note = f"Of operands longer than it was trained on, the default run has at most {first} right, {', '.join(others)}."
+    return f"{markdown_table(headings, rows)}\n\n{note}"
 
 
 def memory(results: Results) -> str:
     """What memory is worth: exact match of the default config with it, wiped, without it, and without the machine."""
-    lengths = trained_lengths(results("default/seed-0"))
     rows = []
     for label, name in MEMORY_ROWS.items():
-        runs = [results(f"default/{name}-{seed}") for seed in MEMORY_SEEDS]
-        rows.append([label, *(_mean(runs, length) for length in lengths)])
-    return markdown_table([f"{len(MEMORY_SEEDS)} seeds each", *map(_name, lengths)], rows)
+        runs = seeds_of(results, name, MEMORY_SEEDS)
+        rows.append([label, *(_mean(runs, length) for length in MEMORY_LENGTHS)])
+    return markdown_table([f"{len(MEMORY_SEEDS)} seeds each", *map(_name, MEMORY_LENGTHS)], rows)
+
+
+def seeds_of(results: Results, name: str, seeds: Iterable[int]) -> list[dict[str, Any]]:
+    """The evaluations of one row of results/default, a seed each.
+
+    Raises:
+        PageError: if they are not of these seeds, of one commit, and otherwise of one config.
+    """
+    runs = [results(f"default/{name}-{seed}") for seed in seeds]
+    origins = []
+    for seed, run in zip(seeds, runs, strict=True):
+        config, commit = run["training"]["config"], run["training"]["provenance"]["commit"]
+        if config["train"]["seed"] != seed or run["memory_wiped"] != (name == "wiped"):
+            raise PageError(f"results/default/{name}-{seed}.json: of another seed, or of another row of the table")
+        origins.append((commit, {**config, "train": {**config["train"], "seed": None}}))
+    if any(origin != origins[0] for origin in origins):
+        raise PageError(f"results/default/{name}-*.json: of different commits or configs")
+    return runs
 
 
 def runs(results: Results) -> str:
@@ -161,7 +187,11 @@ def two_commits(results: Results) -> str:
         "at step 200",
         *(f"3 x 2 at `{commit[:7]}`, %" for commit in found["commits"]),
     ]
-    return markdown_table(headings, rows)
+    apart = max(map(abs, found["from_trained"]["relative"]))
+    note = (
+        f"From the weights of a finished run, the losses of {len(found['from_trained']['relative'])} steps are apart by"
+    )
+    return f"{markdown_table(headings, rows)}\n\n{note} at most {apart:.0e}."
 
 
 def tried(results: Results) -> str:
@@ -191,29 +221,38 @@ def grid(results: Results) -> str:
 
 def digits(results: Results) -> str:
     """The share of the digits of products that is right, by length and place."""
-    headings = ["checkpoint", "digits", *(place_power(place) for place in range(2 * MAX_DIGITS))]
+    headings = ["", "digits", *(place_power(place) for place in range(2 * MAX_DIGITS))]
     rows = []
-    for name in CHECKPOINTS:
-        for length in DIGIT_LENGTHS:
-            found = results(f"{name}/evaluation")["digits"][length]
-            cells = [_interval(*counts) for counts in zip(found["correct"], found["total"], strict=True)]
-            rows.append([f"`{name}`", _name(length), *cells, *[""] * (2 * MAX_DIGITS - len(cells))])
+    for name, length in _longest(results):
+        found = results(f"{name}/evaluation")["digits"][length]
+        cells = [_interval(*counts) for counts in zip(found["correct"], found["total"], strict=True)]
+        rows.append([f"`{name}`", _name(length), *cells, *[""] * (2 * MAX_DIGITS - len(cells))])
     return markdown_table(headings, rows)
 
 
 def causes(results: Results) -> str:
     """Wrong answers by their first wrong digit, and by whether the carry into it was right."""
-    headings = ["checkpoint", "digits", "wrong", "first wrong digit", *CAUSES, "carries right"]
+    headings = ["", "digits", "wrong", "first wrong digit", *CAUSES, "carries right"]
     rows = []
-    for name in CHECKPOINTS:
-        for length in DIGIT_LENGTHS[1:]:
-            row = results(f"{name}/diagnosis")["lengths"][length]
-            places = [f"{place_name(place)} {count}" for place, count in enumerate(row["first_wrong_place"]) if count]
-            carries = 100 * sum(row["carries"]["correct"]) / sum(row["carries"]["total"])
-            cells = [f"{row['wrong']:,} of {row['pairs']:,}", ", ".join(places)]
-            cells += [str(row["causes"][cause]) for cause in CAUSES]
-            rows.append([f"[`{name}`]({name}/diagnosis.json)", _name(length), *cells, f"{carries:.1f} %"])
+    for name, length in _longest(results):
+        row = results(f"{name}/diagnosis")["lengths"][length]
+        places = [f"{place_name(place)} {count}" for place, count in enumerate(row["first_wrong_place"]) if count]
+        carries = 100 * sum(row["carries"]["correct"]) / sum(row["carries"]["total"])
+        cells = [f"{row['wrong']:,} of {row['pairs']:,}", ", ".join(places)]
+        cells += [str(row["causes"][cause]) for cause in CAUSES]
+        rows.append([f"[`{name}`]({name}/diagnosis.json)", _name(length), *cells, f"{carries:.1f} %"])
     return markdown_table(headings, rows)
+
+
+def _longest(results: Results) -> list[tuple[str, str]]:
+    """The networks that were looked into, with the longest of the lengths that they were trained on."""
+    networks = ("three_digits", *CHECKPOINTS)
+    return [
+        (name, length)
+        for name in networks
+        for length in DIGIT_LENGTHS
+        if length in trained_lengths(results(f"{name}/evaluation"))
+    ]
 
 
 def parity(results: Results) -> str:
@@ -230,30 +269,29 @@ def parity(results: Results) -> str:
 
 def training_step(results: Results) -> str:
     """The training step of each device: what it reaches, and what limits it."""
-    columns = [_training_cells(device) for device in results.devices("training")]
-    return markdown_table(
-        ["", *(column.pop("") for column in columns)],
-        [[label, *(column[label] for column in columns)] for label in columns[0]],
-    )
+    rows = []
+    for device in results.devices("training"):
+        for row in device["training"]["rows"]:
+            cells = 4 * [NOT_MEASURED]
+            if "skipped" not in row:
+                undivided = row.get("undivided")
+                cells = [percent(row["flops_fraction"]), *map(percent, training.limits(row))]
+                cells.append(times(None if undivided is None else row["alone"]["median_s"] / undivided["median_s"]))
+            rows.append([device["name"], f"`{row['config']}`", *cells])
+    headings = ["", "config", "FLOP/s, of a large product's", "nothing made again or copied", "products alone"]
+    return markdown_table([*headings, "time, divided / on one device"], rows)
 
 
-def _training_cells(device: dict[str, Any]) -> dict[str, str]:
-    section, batches = device["training"], device["batch_sizes"]
-    rows = section["rows"]
-    limits = [training.limits(row) for row in rows]
-    best = next(row for row in batches["rows"] if row["batch_size"] == batches["best"])
-    cells = {
-        "configs": [f"`{row['config']}`" for row in rows],
-        "FLOP/s of a step, of those of a large product": [percent(row["flops_fraction"]) for row in rows],
-        "were nothing made again and nothing copied": [percent(limit) for limit, _ in limits],
-        "were the products of both passes all": [percent(limit) for _, limit in limits],
-        "time divided between the cores / on one device": [
-            times(row["alone"]["median_s"] / row["undivided"]["median_s"]) for row in rows
-        ],
-        f"`{batches['config']}`: best batch": [str(best["batch_size"])],
-        "its throughput, and planned memory": [f"{best['examples_per_s']:.0f} examples/s", peak(best["memory"])],
-    }
-    return {"": device["name"], **{label: ", ".join(values) for label, values in cells.items()}}
+def batch_size(results: Results) -> str:
+    """The best batch of each device, its throughput and memory."""
+    rows = []
+    for device in results.devices("batch_sizes"):
+        section = device["batch_sizes"]
+        for row in section["rows"]:
+            if row["batch_size"] == section["best"]:
+                cells = [str(row["batch_size"]), f"{row['examples_per_s']:.0f} examples/s", peak(row["memory"])]
+                rows.append([device["name"], f"`{section['config']}`, {section['num_steps']} places", *cells])
+    return markdown_table(["", "config", "best batch", "throughput", "planned memory"], rows)
 
 
 def unrolled_steps(results: Results) -> str:
@@ -301,7 +339,7 @@ def history(results: Results) -> str:
 PAGES: dict[str, tuple[Callable[[Results], str], ...]] = {
     "README.md": (why, accuracy, memory),
     "docs/parity.md": (parity,),
-    "docs/performance.md": (training_step, unrolled_steps, history),
+    "docs/performance.md": (training_step, batch_size, unrolled_steps, history),
     "results/default/README.md": (runs, candidates),
     "results/quick_variants.md": (two_commits,),
     "results/larger_operands.md": (tried, grid, digits, causes),
@@ -320,7 +358,11 @@ def render(text: str, tables: Sequence[Callable[[Results], str]], results: Resul
         _, found_end, after = rest.partition(end)
         if not found_begin or not found_end:
             raise PageError(f"it needs the lines {begin} and, after it, {end}")
-        text = f"{before}{begin}\n{table(results)}\n{end}{after}"
+        try:
+            new = table(results)
+        except (KeyError, IndexError, TypeError) as error:
+            raise PageError(f"{table.__name__}: a file in results/ is not as it should be: {error!r}") from None
+        text = f"{before}{begin}\n{new}\n{end}{after}"
     return text
 
 
@@ -333,10 +375,6 @@ def trained_lengths(evaluation: dict[str, Any]) -> list[str]:
     ]
 
 
-def _size(row: dict[str, Any]) -> tuple[int, int]:
-    return row["steps"], row["num_tokens"]
-
-
 def _mean(runs: list[dict[str, Any]], length: str) -> str:
     """Mean and range over runs, of one run the interval; nothing of a length that they were not trained on."""
     if length not in trained_lengths(runs[0]):
@@ -344,8 +382,15 @@ def _mean(runs: list[dict[str, Any]], length: str) -> str:
     counts = [run["exact_match"][length] for run in runs]
     if len(counts) == 1:
         return _interval(counts[0]["correct"], counts[0]["total"])
-    shares = [100 * count["correct"] / count["total"] for count in counts]
+    shares = [_share(count) for count in counts]
+    if min(shares) == max(shares):
+        return f"{shares[0]:.1f}"
     return f"{statistics.mean(shares):.1f} ({min(shares):.1f} - {max(shares):.1f})"
+
+
+def _share(counts: dict[str, int]) -> float:
+    """In percent."""
+    return 100 * counts["correct"] / counts["total"]
 
 
 def _interval(correct: int, total: int) -> str:
@@ -364,7 +409,7 @@ def _name(length: str) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(
         prog="python -m ttm_jax.pages",
-        description="Writes the tables of README.md and results/*.md from the files in results/.",
+        description="Writes the figures of README.md, docs/ and results/ from the files in results/.",
         epilog="example: python -m ttm_jax.pages --check\n\n"
         "exit status: 0 done, 1 a table is not what results/ say, 2 bad input",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -372,21 +417,21 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=Path(), help="the checkout (the current folder)")
     parser.add_argument("--check", action="store_true", help="write nothing; name the pages that are not up to date")
     args = parser.parse_args(argv)
-    results, stale = Results(args.root / "results"), []
+    results, stale = Results(args.root / "results"), {}
     for name, tables in PAGES.items():
         page = args.root / name
         try:
             text = page.read_text(encoding="utf-8")
             new = render(text, tables, results)
-            if new != text and not args.check:
-                page.write_text(new, encoding="utf-8")
         except OSError as error:
             return fail(parser, f"{page}: {error.strerror}; --root names the checkout")
         except PageError as error:
             return fail(parser, f"{page}: {error}")
         if new != text:
-            stale.append(name)
-    for name in stale:
+            stale[name] = new
+    for name, new in stale.items():
+        if not args.check:
+            (args.root / name).write_text(new, encoding="utf-8")
         print(f"{'not up to date' if args.check else 'written'}: {name}")
     return 1 if args.check and stale else 0
 

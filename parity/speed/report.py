@@ -19,12 +19,12 @@ LABELS = {
 }
 KINDS = {"train": "Training step", "forward": "Inference", "stream": "Streaming: one step of one example"}
 MARKERS = "<!-- speed -->", "<!-- /speed -->"
-# What the README shows, in its words.
+# What docs/performance.md shows, in its words.
 README_ROWS = {
     "quick/6/float32/train": "training step, `quick`, batch 64",
-    "three_digits/7/float32/train": "training step, checklist's sizes, batch 64",
-    "three_digits/7/float32/forward": "inference, checklist's sizes, batch 64",
-    "three_digits/1/float32/stream": "one streaming step, checklist's sizes",
+    "three_digits/7/float32/train": "training step, `three_digits`, batch 64",
+    "three_digits/7/float32/forward": "inference, `three_digits`, batch 64",
+    "three_digits/1/float32/stream": "one streaming step, `three_digits`",
     "paper-16/8/float32/train": "training step, paper's machine, 8 steps of 16 tokens",
     "paper-3136/8/float32/train": "training step, paper's machine, 8 steps of 3136 tokens",
 }

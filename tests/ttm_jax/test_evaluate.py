@@ -86,6 +86,7 @@ def test_json_is_one_object(tiny_run, command):
     assert len(result["digits"]["all"]["total"]) == 4
     assert 0 < result["sequence_accuracy"] <= result["position_accuracy"] <= 1
     assert result["seconds"] > 0
+    assert result["memory_wiped"] is False
     training = result["training"]
     steps = load_meta(find_checkpoint(tiny_run.path))[1]["progress"]["step"]
     assert (training["steps"], training["examples"]) == (steps, steps * tiny_run.config.data.batch_size)
@@ -99,6 +100,7 @@ def test_memory_wiped(command):
     code, out, _ = command(checkpoint, "--json", "--max-digits", "2", "--pairs", "50", "--wipe-memory")
     result = json.loads(out)
     assert code == 0
+    assert result["memory_wiped"] is True
     assert result["digits"]["2x2"]["correct"][0] == 50
     assert result["exact_match"]["2x2"]["correct"] < 25
 

@@ -24,7 +24,8 @@ ADVICE = (
     "why it does. If it is, compare seeds of `python -m ttm_jax.train` before and after, and record the new figure."
 )
 
-# A small machine on products of up to 2 x 1 digits: recorded at the commit that added this test.
+# A small machine on products of up to 2 x 1 digits. Vector instructions of another width change no figure here. With
+# LayerNorm's gradient scaled by 0.9 the last three losses are off by 0.2, 0.9 and 0.7 %.
 SMALL = {
     "model.width": "64",
     "model.memory_size": "4",
@@ -59,7 +60,7 @@ def learn(config, seed, steps):
         state, metrics = train_step(state, arrays)
         losses.append(float(metrics["loss"]))
     multiplier = Multiplier(state.model, {"params": state.params}, config, Path())
-    answers = answer_pairs(multiplier, held_out_pairs((2, 1), 1000), dataset.num_steps())
+    answers = answer_pairs(multiplier, held_out_pairs((2, 1), 91), dataset.num_steps())
     return losses, score_answers(*answers).accuracy
 
 
