@@ -121,8 +121,8 @@ def accuracy(results: Results) -> str:
         cells = [_mean(runs, length), *(_mean([found], length) for found in shipped)]
         rows.append([_name(length), f"{shipped[0]['exact_match'][length]['total']:,}", *cells])
     longer = {length: max(_share(run["exact_match"][length]) for run in runs) for length in LONGER}
-    first, *others = (f"{share:.1f} % of {_name(length)}" for length, share in longer.items())
-    note = f"Of operands longer than it was trained on, the default run has at most {first} right, {', '.join(others)}."
+    found = ", ".join(f"{_name(length)} {share:.1f} %" for length, share in longer.items())
+    note = f"Of longer operands the default run has few right. Its best seed: {found}."
     return f"{markdown_table(headings, rows)}\n\n{note}"
 
 
