@@ -122,7 +122,7 @@ def accuracy(results: Results) -> str:
         rows.append([_name(length), f"{shipped[0]['exact_match'][length]['total']:,}", *cells])
     longer = {length: max(_share(run["exact_match"][length]) for run in runs) for length in LONGER}
     found = ", ".join(f"{_name(length)} {share:.1f} %" for length, share in longer.items())
-    note = f"Of longer operands the default run has few right. Its best seed: {found}."
+    note = f"Of longer operands the default run has few right, at best: {found}."
     return f"{markdown_table(headings, rows)}\n\n{note}"
 
 
