@@ -17,7 +17,10 @@ from ttm_jax.metrics import wilson_interval
 ROOT = Path(__file__).parent.parent
 CHECKPOINTS = ROOT / "checkpoints"
 # Beside the lengths that have a mark: a little less than each has reached.
-REACHED = {"multiplication": {"3x3": 0.95}, "five_digits": {"3x3": 0.99, "4x4": 0.97, "5x5": 0.94}}
+REACHED = {
+    "multiplication": {"3x3": 0.97, "4x4": 0.97, "5x5": 0.90},
+    "five_digits": {"3x3": 0.99, "4x4": 0.97, "5x5": 0.94},
+}
 PAIRS = 400
 
 
