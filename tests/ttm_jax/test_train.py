@@ -344,7 +344,7 @@ class TestCommand:
         code, out, _ = command("--help")
         assert code == 0
         assert "example: python -m ttm_jax.train --config" in out
-        assert re.search(r"--model.memory-size VALUE\s+an integer \(8\)", out)
+        assert re.search(r"--model.memory-size VALUE\s+an integer \(4\)", out)
 
     def test_the_run_folder_is_named_after_the_config(self, config_file):
         parser = make_parser()

@@ -333,7 +333,7 @@ class TestCommand:
         code, out, _ = command("--help")
         assert code == 0
         assert "example: python -m ttm_torch.train --config" in out
-        assert re.search(r"--model.memory-size VALUE\s+an integer \(8\)", out)
+        assert re.search(r"--model.memory-size VALUE\s+an integer \(4\)", out)
         assert "--device {cpu,cuda}" in out
 
     def test_the_run_folder_is_not_that_of_jax(self, config_file):
