@@ -111,12 +111,11 @@ def count_parameters(config: Config) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: create_state(config).params)))
 
 
-def trained_lengths() -> list[str]:
-    """The operand lengths of the budget, of which exact match is known."""
-    config = load_config(find_config(CONFIG))
-    data, stage = config.data, config.curriculum.last_stage
-    dataset = MultiplicationDataset(1, stages=data.stages, start_stage=stage, max_digits=data.max_digits)
-    return list(map(str, dataset.lengths()))
+def trained_lengths(config: Config) -> list[str]:
+    """The operand lengths that a run of this config is trained on at its last stage."""
+    data = config.data
+    dataset = MultiplicationDataset(1, stages=data.stages, max_digits=data.max_digits)
+    return list(map(str, dataset.lengths(config.curriculum.last_stage)))
 
 
 class Results:
@@ -345,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(parser: Parser, args: argparse.Namespace, names: Sequence[str]) -> int:
-    if args.length not in (lengths := trained_lengths()):
+    if args.length not in (lengths := trained_lengths(load_config(find_config(CONFIG)))):
         return fail(parser, f"--length {args.length}: the runs have {', '.join(lengths)}")
     results = Results(args.out)
     results.load()

@@ -50,7 +50,12 @@ class Multiplier(AnyMultiplier):
 
     def without_memory(self) -> "Multiplier":
         """The same network with its memory wiped: each machine step starts from the memory of the first."""
-        return replace(self, model=self.model.clone(config=replace(self.model.config, write="none")))
+        return replace(self, model=wipe_memory(self.model))
+
+
+def wipe_memory(model: TTMModel) -> TTMModel:
+    """The model with nothing written: every step starts from the memory that the first one starts from."""
+    return model.clone(config=replace(model.config, write="none"))
 
 
 def load(path: str | Path) -> Multiplier:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ttm_jax.checkpoint_files import CheckpointError
-from ttm_jax.inference import Multiplier, load
+from ttm_jax.inference import Multiplier, load, wipe_memory
 from ttm_jax.multiplier import TTMModel, select_answers
 from ttm_jax.summarize import pooling_summarize
 from ttm_jax.vocab import TIMES_TOKEN
@@ -45,7 +45,8 @@ class Inside(NamedTuple):
 def look_inside(model: TTMModel, variables: dict, inputs_BxS: jax.Array) -> Inside:
     """Runs the machine model over problems, keeping what `Inside` lists."""
     config = dataclasses.replace(model.config, remat="none")
-    heads: Any = TTMModel(config).apply(variables, inputs_BxS, method="heads", mutable=["intermediates"])
+    model = TTMModel(config)
+    heads: Any = model.apply(variables, inputs_BxS, method="heads", mutable=["intermediates"])
     (logits_BxUxV, carry_logits), sown = heads
     sums = None
     if carry_logits is not None:
@@ -53,8 +54,7 @@ def look_inside(model: TTMModel, variables: dict, inputs_BxS: jax.Array) -> Insi
             sums = 10 * carry_logits.argmax(axis=-1) + logits_BxUxV[..., :TIMES_TOKEN].argmax(axis=-1)
         carry_logits = select_answers(config, inputs_BxS, carry_logits, config.seq_len)
     step = sown.get("intermediates", {}).get("machine", {}).get("step", {})
-    # With no write, every step starts from the memory that the first one starts from.
-    wiped: Any = TTMModel(dataclasses.replace(config, write="none")).apply(variables, inputs_BxS, method="raw_logits")
+    wiped: Any = wipe_memory(model).apply(variables, inputs_BxS, method="raw_logits")
     M, R, S = config.memory_size, config.process_size, config.seq_len
     match config.write:
         case "erase_add":

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ttm_jax import compare
+from ttm_jax import ablations, compare
 from ttm_jax.benchmarks import training, unrolled
 from ttm_jax.benchmarks.report import NOT_MEASURED, median, peak, percent, times
 from ttm_jax.cli import Parser, fail
@@ -21,7 +21,7 @@ from ttm_jax.config import config_from_dict
 from ttm_jax.diagnose import CAUSES
 from ttm_jax.markdown import markdown_table
 from ttm_jax.metrics import wilson_interval
-from ttm_jax.multiplication import MAX_DIGITS, MultiplicationDataset, place_name, place_power
+from ttm_jax.multiplication import MAX_DIGITS, place_name, place_power
 
 CHECKPOINTS = ("multiplication", "five_digits")
 TRIED = ("quick", "three_digits", "five_digits", "multiplication")
@@ -100,7 +100,7 @@ def why(results: Results) -> str:
         )
     counts = [results(f"{name}/evaluation")["exact_match"]["5x5"] for name in CHECKPOINTS]
     best = max(counts, key=lambda found: found["correct"])
-    share = f"{100 * best['correct'] / best['total']:.1f} % of {best['total']:,} held-out pairs"
+    share = f"{_share(best):.1f} % of {best['total']:,} held-out pairs"
     compared, caught = results("parity")["summary"].split(", ")
     return "\n".join(
         [
@@ -120,7 +120,7 @@ def accuracy(results: Results) -> str:
     for length in LENGTHS:
         cells = [_mean(runs, length), *(_mean([found], length) for found in shipped)]
         rows.append([_name(length), f"{shipped[0]['exact_match'][length]['total']:,}", *cells])
-    longer = {length: max(_share(run["exact_match"][length]) for run in runs) for length in LONGER}
+    longer = {length: max(ablations.shares(runs, length)) for length in LONGER}
     found = ", ".join(f"{_name(length)} {share:.1f} %" for length, share in longer.items())
     note = f"Of longer operands the default run has few right, at best: {found}."
     return f"{markdown_table(headings, rows)}\n\n{note}"
@@ -165,7 +165,7 @@ def candidates(results: Results) -> str:
     for run in results("default/tried"):
         changed = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in run["changed"].items())
         shares = [run["exact_match"].get(length) for length in lengths]
-        cells = ["" if counts is None else f"{100 * counts['correct'] / counts['total']:.1f}" for counts in shares]
+        cells = ["" if counts is None else f"{_share(counts):.1f}" for counts in shares]
         step = "" if run["step_ms"] is None else f"{run['step_ms']:.0f} ms"
         rows.append([changed or "-", step, f"{run['examples']:,}", *cells])
     return markdown_table(["changed", "a step", "examples", *map(_name, lengths)], rows)
@@ -179,7 +179,7 @@ def two_commits(results: Results) -> str:
         apart = [
             f"{max(abs(row['relative'][str(step)]) for step in steps):.0e}" for steps in ((25, 50, 75, 100), (200,))
         ]
-        ends = ["" if end is None else f"{100 * end['correct'] / end['total']:.1f}" for end in row["3x2"]]
+        ends = ["" if end is None else f"{_share(end):.1f}" for end in row["3x2"]]
         rows.append([str(row["seed"]), *apart, *ends])
     headings = [
         "seed",
@@ -223,7 +223,7 @@ def digits(results: Results) -> str:
     """The share of the digits of products that is right, by length and place."""
     headings = ["", "digits", *(place_power(place) for place in range(2 * MAX_DIGITS))]
     rows = []
-    for name, length in _longest(results):
+    for name, length in _looked_into(results):
         found = results(f"{name}/evaluation")["digits"][length]
         cells = [_interval(*counts) for counts in zip(found["correct"], found["total"], strict=True)]
         rows.append([f"`{name}`", _name(length), *cells, *[""] * (2 * MAX_DIGITS - len(cells))])
@@ -234,7 +234,7 @@ def causes(results: Results) -> str:
     """Wrong answers by their first wrong digit, and by whether the carry into it was right."""
     headings = ["", "digits", "wrong", "first wrong digit", *CAUSES, "carries right"]
     rows = []
-    for name, length in _longest(results):
+    for name, length in _looked_into(results):
         row = results(f"{name}/diagnosis")["lengths"][length]
         places = [f"{place_name(place)} {count}" for place, count in enumerate(row["first_wrong_place"]) if count]
         carries = 100 * sum(row["carries"]["correct"]) / sum(row["carries"]["total"])
@@ -244,8 +244,8 @@ def causes(results: Results) -> str:
     return markdown_table(headings, rows)
 
 
-def _longest(results: Results) -> list[tuple[str, str]]:
-    """The networks that were looked into, with the longest of the lengths that they were trained on."""
+def _looked_into(results: Results) -> list[tuple[str, str]]:
+    """The networks that were looked into, each with those of DIGIT_LENGTHS that it was trained on."""
     networks = ("three_digits", *CHECKPOINTS)
     return [
         (name, length)
@@ -368,11 +368,7 @@ def render(text: str, tables: Sequence[Callable[[Results], str]], results: Resul
 
 def trained_lengths(evaluation: dict[str, Any]) -> list[str]:
     """The operand lengths that the network of an evaluation was trained on, longer operand first."""
-    config = config_from_dict(evaluation["training"]["config"])
-    stage, limits = config.curriculum.last_stage, config.data.max_digits
-    return [
-        str(length) for length in MultiplicationDataset(1, stages=config.data.stages, max_digits=limits).lengths(stage)
-    ]
+    return ablations.trained_lengths(config_from_dict(evaluation["training"]["config"]))
 
 
 def _mean(runs: list[dict[str, Any]], length: str) -> str:
@@ -382,7 +378,7 @@ def _mean(runs: list[dict[str, Any]], length: str) -> str:
     counts = [run["exact_match"][length] for run in runs]
     if len(counts) == 1:
         return _interval(counts[0]["correct"], counts[0]["total"])
-    shares = [_share(count) for count in counts]
+    shares = ablations.shares(runs, length)
     if min(shares) == max(shares):
         return f"{shares[0]:.1f}"
     return f"{statistics.mean(shares):.1f} ({min(shares):.1f} - {max(shares):.1f})"
