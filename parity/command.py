@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from parity import cases
     from parity.report import as_json, is_ok, print_report
     from parity.scenic import CaseError
-    from ttm_jax.run_folder import provenance
+    from ttm_jax.training.run_folder import provenance
 
     chosen, mutations = (
         [case for case in group if fnmatchcase(case.name, f"*{options.only}*")]

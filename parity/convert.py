@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from parity.needs import missing_package
-from ttm_jax.checkpoint_files import JAX_FORMAT, CheckpointError, find_checkpoint, read_format
 from ttm_jax.cli import Parser, fail
+from ttm_jax.training.checkpoint_files import JAX_FORMAT, CheckpointError, find_checkpoint, read_format
 
 
 def convert_checkpoint(source: str | Path, target: str | Path) -> Path:
@@ -25,12 +25,12 @@ def convert_checkpoint(source: str | Path, target: str | Path) -> Path:
     """
     import jax
 
-    import ttm_jax.checkpoint
-    import ttm_torch.checkpoint
+    import ttm_jax.training.checkpoint
+    import ttm_torch.training.checkpoint
     from parity.weights import to_jax, to_torch
-    from ttm_jax.config import ConfigError
-    from ttm_jax.state import create_state
-    from ttm_torch.state import create_model
+    from ttm_jax.training.config import ConfigError
+    from ttm_jax.training.step import create_state
+    from ttm_torch.training.step import create_model
 
     path, target = find_checkpoint(source), Path(target)
     if target.exists():
@@ -39,15 +39,15 @@ def convert_checkpoint(source: str | Path, target: str | Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with jax.enable_x64(True):  # weights in float64 are carried whatever JAX is allowed otherwise
             if read_format(path) == JAX_FORMAT:
-                config, meta = ttm_jax.checkpoint.load_meta(path)
+                config, meta = ttm_jax.training.checkpoint.load_meta(path)
                 twin = create_model(config)
-                twin.load_state_dict(to_torch(ttm_jax.checkpoint.load_params(path, config)))
-                ttm_torch.checkpoint.save_model(target, twin, meta)
+                twin.load_state_dict(to_torch(ttm_jax.training.checkpoint.load_params(path, config)))
+                ttm_torch.training.checkpoint.save_model(target, twin, meta)
             else:
-                config, meta = ttm_torch.checkpoint.load_meta(path)
-                twin = ttm_torch.checkpoint.load_model(path, config)
+                config, meta = ttm_torch.training.checkpoint.load_meta(path)
+                twin = ttm_torch.training.checkpoint.load_model(path, config)
                 like = jax.eval_shape(lambda: create_state(config)).params
-                ttm_jax.checkpoint.save_params(target, to_jax(twin.state_dict(), like), meta)
+                ttm_jax.training.checkpoint.save_params(target, to_jax(twin.state_dict(), like), meta)
     except ConfigError as error:
         raise CheckpointError(f"checkpoint {path}: {error}") from None
     except OSError as error:

@@ -24,13 +24,15 @@ jax.config.update("jax_num_cpu_devices", 2)
 torch.set_num_threads(1)  # small arrays: more threads wait for each other
 
 # Shape and dtype contracts of the public pure functions: checked here, free for users.
-install_import_hook(["ttm_jax.summarize", "ttm_jax.memory", "ttm_jax.processing"], "beartype.beartype")
+install_import_hook(
+    ["ttm_jax.machine.summarize", "ttm_jax.machine.memory", "ttm_jax.machine.processing"], "beartype.beartype"
+)
 
 import ttm_jax  # noqa: E402
-from ttm_jax.config import Config, config_from_dict, config_to_toml, override  # noqa: E402
-from ttm_jax.metrics import create_target_mask  # noqa: E402
-from ttm_jax.multiplication import MultiplicationDataset, operand_lengths  # noqa: E402
-from ttm_jax.schedule import training_arrays  # noqa: E402
+from ttm_jax.multiplication.metrics import create_target_mask  # noqa: E402
+from ttm_jax.multiplication.problems import MultiplicationDataset, operand_lengths  # noqa: E402
+from ttm_jax.multiplication.steps import training_arrays  # noqa: E402
+from ttm_jax.training.config import Config, config_from_dict, config_to_toml, override  # noqa: E402
 
 # Forty steps. The stage ends at step 20, in the middle of a mixture window; dropout and augmentation are on.
 # The cheapest modes of the machine, because each new config compiles a training step of its own.

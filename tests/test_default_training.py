@@ -2,12 +2,12 @@
 
 import pytest
 
-from ttm_jax.config import find_config, load_config
-from ttm_jax.display import MARKS, PlainDisplay
-from ttm_jax.inference import load
-from ttm_jax.run_folder import RunFolder
+from ttm_jax.multiplication.multiplier import load
 from ttm_jax.train import Trainer
-from ttm_jax.training_command import DEFAULT_CONFIG
+from ttm_jax.training.command import DEFAULT_CONFIG
+from ttm_jax.training.config import find_config, load_config
+from ttm_jax.training.display import MARKS, PlainDisplay
+from ttm_jax.training.run_folder import RunFolder
 
 
 @pytest.mark.slow  # minutes on two cores

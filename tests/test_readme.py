@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ttm_jax import ablations, pages
+from ttm_jax.measure import ablations, pages
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 import ttm_jax
-from ttm_jax.answers import answer_pairs, score_answers
-from ttm_jax.demo import main as demo
-from ttm_jax.diagnose import parse_length
-from ttm_jax.display import MARKS
-from ttm_jax.metrics import wilson_interval
+from ttm_jax.multiplication.demo.command import main as demo
+from ttm_jax.multiplication.diagnose import parse_length
+from ttm_jax.multiplication.metrics import wilson_interval
+from ttm_jax.multiplication.scores import answer_pairs, score_answers
+from ttm_jax.training.display import MARKS
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINTS = ROOT / "checkpoints"

@@ -6,10 +6,10 @@ python -m ttm_jax.evaluate runs/default
 import sys
 from pathlib import Path
 
-from ttm_jax.grid import make_evaluation_parser, run_evaluation
-from ttm_jax.inference import Multiplier, load
-from ttm_jax.inside import load_machine
-from ttm_jax.run_folder import provenance
+from ttm_jax.multiplication.grid import make_evaluation_parser, run_evaluation
+from ttm_jax.multiplication.inside import load_machine
+from ttm_jax.multiplication.multiplier import Multiplier, load
+from ttm_jax.training.run_folder import provenance
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,9 +7,22 @@ if importlib.util.find_spec("torch") is None:
         "PyTorch is not installed; pip install 'token-turing-machine[torch]' installs it", name=__name__
     )
 
-from ttm_torch import nn
-from ttm_torch.checkpoint import CheckpointError
-from ttm_torch.config import (
+from ttm_jax.multiplication.problems import (
+    MultiplicationDataset,
+    augment_batch,
+    held_out_pairs,
+    is_held_out,
+)
+from ttm_jax.multiplication.vocab import (
+    DIGIT_TOKENS,
+    EOS_TOKEN,
+    PAD_TOKEN,
+    TIMES_TOKEN,
+    VOCAB_SIZE,
+    number_to_tokens,
+    tokens_to_string,
+)
+from ttm_jax.training.config import (
     Config,
     ConfigError,
     CurriculumConfig,
@@ -19,30 +32,20 @@ from ttm_torch.config import (
     TrainConfig,
     load_config,
 )
-from ttm_torch.cost import measure_flops, measure_memory
-from ttm_torch.inference import Multiplier, load
-from ttm_torch.layers import (
+from ttm_torch.machine import nn
+from ttm_torch.machine.layers import (
     Embedding,
     FeedForward,
     MultiHeadAttention,
     Positions,
 )
-from ttm_torch.losses import (
-    compute_ce_loss,
-    compute_eos_bce,
-    compute_masked_ce_loss,
-    compute_normalized_ce_loss,
-    compute_total_loss,
-    create_eos_target,
-    find_eos_positions,
-)
-from ttm_torch.machine import (
+from ttm_torch.machine.machine import (
     SimpleTokenTuringMachine,
     SimpleTokenTuringMachineStep,
     TokenTuringMachine,
     TokenTuringMachineStep,
 )
-from ttm_torch.memory import (
+from ttm_torch.machine.memory import (
     Read,
     add_positional_info,
     add_write_positional_info,
@@ -55,20 +58,43 @@ from ttm_torch.memory import (
     read_operation,
     write_operation,
 )
-from ttm_torch.metrics import (
+from ttm_torch.machine.processing import (
+    MixerStack,
+    MLPStack,
+    TransformerBlock,
+    TransformerStack,
+    make_processor,
+    process,
+)
+from ttm_torch.machine.summarize import (
+    MLPSummarizer,
+    PoolingSummarizer,
+    QuerySummarizer,
+    compute_importance_weights,
+    normalize_weights,
+    pooling_summarize,
+    query_summarize,
+    token_summarize,
+    weighted_sum,
+)
+from ttm_torch.measure.cost import measure_flops, measure_memory
+from ttm_torch.multiplication.losses import (
+    compute_ce_loss,
+    compute_eos_bce,
+    compute_masked_ce_loss,
+    compute_normalized_ce_loss,
+    compute_total_loss,
+    create_eos_target,
+    find_eos_positions,
+)
+from ttm_torch.multiplication.metrics import (
     create_target_mask,
     exact_match,
     position_accuracy,
     sequence_accuracy,
     wilson_interval,
 )
-from ttm_torch.multiplication import (
-    MultiplicationDataset,
-    augment_batch,
-    held_out_pairs,
-    is_held_out,
-)
-from ttm_torch.multiplier import (
+from ttm_torch.multiplication.model import (
     OutputHead,
     TTMModel,
     apply_digit_mask,
@@ -81,37 +107,11 @@ from ttm_torch.multiplier import (
     extract_eos_probs,
     select_answers,
 )
-from ttm_torch.optimizer import Muon, Scheduler, learning_rate, make_optimizer, make_scheduler
-from ttm_torch.processing import (
-    MixerStack,
-    MLPStack,
-    TransformerBlock,
-    TransformerStack,
-    make_processor,
-    process,
-)
-from ttm_torch.schedule import training_arrays
-from ttm_torch.state import TrainState, create_state, eval_step, train_step
-from ttm_torch.summarize import (
-    MLPSummarizer,
-    PoolingSummarizer,
-    QuerySummarizer,
-    compute_importance_weights,
-    normalize_weights,
-    pooling_summarize,
-    query_summarize,
-    token_summarize,
-    weighted_sum,
-)
-from ttm_torch.vocab import (
-    DIGIT_TOKENS,
-    EOS_TOKEN,
-    PAD_TOKEN,
-    TIMES_TOKEN,
-    VOCAB_SIZE,
-    number_to_tokens,
-    tokens_to_string,
-)
+from ttm_torch.multiplication.multiplier import Multiplier, load
+from ttm_torch.multiplication.steps import training_arrays
+from ttm_torch.training.checkpoint import CheckpointError
+from ttm_torch.training.optimizer import Muon, Scheduler, learning_rate, make_optimizer, make_scheduler
+from ttm_torch.training.step import TrainState, create_state, eval_step, train_step
 
 __all__ = [
     "DIGIT_TOKENS",

@@ -29,12 +29,12 @@ from parity.twins import (
     to_numpy,
     to_torch,
 )
-from ttm_jax import losses as jax_losses
-from ttm_jax.memory import READS, WRITES
-from ttm_jax.memory import make_write as make_jax_write
-from ttm_torch import losses as torch_losses
-from ttm_torch.layers import layer_norm
-from ttm_torch.multiplier import OutputHead
+from ttm_jax.machine.memory import READS, WRITES
+from ttm_jax.machine.memory import make_write as make_jax_write
+from ttm_jax.multiplication import losses as jax_losses
+from ttm_torch.machine.layers import layer_norm
+from ttm_torch.multiplication import losses as torch_losses
+from ttm_torch.multiplication.model import OutputHead
 
 B, N, M, R, K, D, H, F, L = 2, 6, 5, 4, 3, 8, 2, 7, 2
 

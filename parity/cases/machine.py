@@ -27,9 +27,9 @@ from parity.twins import (
     to_numpy,
 )
 from parity.weights import twin_of
-from ttm_jax.machine import SimpleTokenTuringMachine, TokenTuringMachine
-from ttm_jax.memory import READS, WRITES
-from ttm_jax.processing import PROCESSING_UNITS
+from ttm_jax.machine.machine import SimpleTokenTuringMachine, TokenTuringMachine
+from ttm_jax.machine.memory import READS, WRITES
+from ttm_jax.machine.processing import PROCESSING_UNITS
 
 B, T, N, D = 2, 2, 3, 8  # T steps a chunk, of which there are two
 SIZES: dict[str, Any] = dict(memory_size=5, process_size=4, num_layers=1, mlp_dim=7, num_heads=2)

@@ -16,8 +16,10 @@ from parity import twins, weights
 from parity.cases import data, machine, scenic, training
 from parity.cases import weights as weight_cases
 from parity.compare import Case, Row
-from ttm_jax import multiplication
-from ttm_torch import layers, losses, memory, multiplier
+from ttm_jax.multiplication import problems as multiplication
+from ttm_torch.machine import layers, memory
+from ttm_torch.multiplication import losses
+from ttm_torch.multiplication import model as multiplier
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from parity.scenic import (
 )
 from parity.twins import gradients_of, load_weights, tensors_of, to_numpy
 from parity.weights import twin_of
-from ttm_jax.processing import PROCESSING_UNITS
+from ttm_jax.machine.processing import PROCESSING_UNITS
 
 
 @dataclass(frozen=True, eq=False)

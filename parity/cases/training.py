@@ -20,11 +20,11 @@ from parity.compare import FLOAT64_BOUND, Arrays, Row, compared
 from parity.fast_jit import fast_jit
 from parity.twins import as_arrays, draw, gradients_of, load_weights, random_params, to_numpy
 from parity.weights import to_jax, twin_of
-from ttm_jax.config import Config, ModelConfig, OptimizerConfig
-from ttm_jax.schedule import training_arrays
-from ttm_jax.state import TrainState
-from ttm_jax.state import loss_fn as jax_loss_fn
-from ttm_torch.state import loss_fn as torch_loss_fn
+from ttm_jax.multiplication.steps import training_arrays
+from ttm_jax.training.config import Config, ModelConfig, OptimizerConfig
+from ttm_jax.training.step import TrainState
+from ttm_jax.training.step import loss_fn as jax_loss_fn
+from ttm_torch.training.step import loss_fn as torch_loss_fn
 
 STEPS = 20
 # Within 20 steps the rate warms up, decays and stays at its floor. A gradient that is only rounding moves nothing.

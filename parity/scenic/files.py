@@ -14,7 +14,7 @@ import numpy as np
 
 from parity.scenic.names import to_scenic
 from parity.scenic.original import ENCODER, build_machine, describe
-from ttm_jax.shipped import shipped
+from ttm_jax.files import shipped
 
 
 class CaseError(ValueError):

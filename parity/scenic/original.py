@@ -5,8 +5,8 @@ from typing import Any
 
 from flax import linen as nn
 
-from ttm_jax.machine import SimpleTokenTuringMachineStep, TokenTuringMachine, TokenTuringMachineStep
-from ttm_jax.processing import PROCESSING_UNITS
+from ttm_jax.machine.machine import SimpleTokenTuringMachineStep, TokenTuringMachine, TokenTuringMachineStep
+from ttm_jax.machine.processing import PROCESSING_UNITS
 
 UNIT, SIMPLE, ENCODER = (
     "TokenTuringMachineUnit",

@@ -23,7 +23,7 @@ from parity.speed.cases import ALL_VARIANTS, AUTOTUNE, Case, all_cases, quick_ca
 from parity.speed.measure import Limits, measure
 from parity.speed.report import draw, markdown, one_line, put_in_readme
 from ttm_jax.cli import Parser, fail, positive_int
-from ttm_jax.run_folder import provenance
+from ttm_jax.training.run_folder import provenance
 
 SCRATCH = Path("runs/speed")
 BUSY = 0.5  # load of others from which times are doubtful

@@ -11,14 +11,14 @@ from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
 from parity.speed.cases import JAX, UNROLLED, UNROLLED_REMAT, Case
-from ttm_jax.benchmarks.unrolled import Unrolled
-from ttm_jax.benchmarks.workload import training_step
-from ttm_jax.config import Config
-from ttm_jax.machine import TokenTuringMachine
-from ttm_jax.multiplier import TTMModel
-from ttm_jax.placement import place
-from ttm_jax.state import create_state
-from ttm_jax.vocab import PAD_TOKEN
+from ttm_jax.machine.machine import TokenTuringMachine
+from ttm_jax.measure.unrolled import Unrolled
+from ttm_jax.measure.workload import training_step
+from ttm_jax.multiplication.model import TTMModel
+from ttm_jax.multiplication.vocab import PAD_TOKEN
+from ttm_jax.training.config import Config
+from ttm_jax.training.mesh import place
+from ttm_jax.training.step import create_state
 
 Call = Callable[[], jax.Array]
 Apply = Callable[..., Any]

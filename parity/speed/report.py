@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.speed.cases import AUTOTUNE, COMPILE, COMPILE_STEP, EAGER, JAX, OTHER_FORMS, PLAIN, UNROLLED, UNROLLED_REMAT
-from ttm_jax.markdown import markdown_table
+from ttm_jax.measure.markdown import markdown_table
 
 LABELS = {
     JAX: "JAX",
@@ -207,7 +207,7 @@ of the best PyTorch variant by that of JAX in the same round: above 1, JAX is fa
   gradients and optimisers run eagerly in PyTorch (Adam of a machine alone: fused), where JAX compiles the whole step;
   the multiplier's Muon steps equal kernels together in JAX and one by one in PyTorch. Inference is under
   `torch.inference_mode()`. Nothing is recomputed.
-- Every process keeps the memory that it frees (`ttm_jax.allocator`), as training does.
+- Every process keeps the memory that it frees (`ttm_jax.hardware.allocator`), as training does.
 - bfloat16: computation alone, by JAX's `dtype` and PyTorch's autocast; parameters are float32. On CUDA float32 products
   are TF32 in both.
 - Processes that wait use {_percent(max(idle, default=None))} of a core at most (median of a case).

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from parity.speed.cases import Case, digest
-from ttm_jax.allocator import keep_freed_memory
+from ttm_jax.hardware.allocator import keep_freed_memory
 
 CHECKED_CALLS = 3
 
@@ -38,7 +38,7 @@ class Server:
         self.call: Any = None
         if variant.startswith("jax"):
             from parity.speed import jax_side
-            from ttm_jax.placement import divide_processor
+            from ttm_jax.training.mesh import divide_processor
 
             divide_processor()
             self.framework: Any = jax_side

@@ -14,9 +14,9 @@ import pytest
 import torch
 
 import ttm_torch
-from ttm_jax.config import changed_keys, config_from_dict
-from ttm_torch import nn
-from ttm_torch.state import create_state
+from ttm_jax.training.config import changed_keys, config_from_dict
+from ttm_torch.machine import nn
+from ttm_torch.training.step import create_state
 
 ROOT = Path(__file__).parents[2]
 SMALL = ttm_torch.ModelConfig(memory_size=6, process_size=4, num_layers=1, mlp_dim=32)
@@ -101,7 +101,7 @@ def test_free_functions_follow_from_their_arguments_alone(name):
 def test_no_other_function_has_parameters():
     found = {
         name
-        for module in (ttm_torch.summarize, ttm_torch.memory)
+        for module in (ttm_torch.machine.summarize, ttm_torch.machine.memory)
         for name, value in vars(module).items()
         if inspect.isfunction(value) and "params" in inspect.signature(value).parameters and name != "apply"
     }

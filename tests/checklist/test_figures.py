@@ -14,13 +14,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import ttm_torch
-from ttm_jax import ablations, pages
-from ttm_jax.benchmarks.report import NOT_MEASURED, digits
-from ttm_jax.benchmarks.results import load_results
-from ttm_jax.flops import summary_cost
-from ttm_jax.run_folder import RunFolder
-from ttm_torch.config import find_config
-from ttm_torch.state import loss_fn
+from ttm_jax.machine.flops import summary_cost
+from ttm_jax.measure import ablations, pages
+from ttm_jax.measure.report import NOT_MEASURED, digits
+from ttm_jax.measure.results import load_results
+from ttm_jax.training.config import find_config
+from ttm_jax.training.run_folder import RunFolder
+from ttm_torch.training.step import loss_fn
 
 ROOT = Path(__file__).parents[2]
 GPU = "nothing was measured on a GPU"

@@ -10,8 +10,8 @@ import pytest
 import ttm_jax
 from parity.cases import CASES, MUTATIONS, data, machine, multiplier, training
 from parity.twins import as_arrays
-from ttm_jax.memory import READS, WRITES
-from ttm_jax.processing import PROCESSING_UNITS
+from ttm_jax.machine.memory import READS, WRITES
+from ttm_jax.machine.processing import PROCESSING_UNITS
 
 ROOT = Path(__file__).parents[2]
 SCENIC = ROOT / "tests" / "data" / "scenic"

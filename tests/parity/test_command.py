@@ -32,7 +32,7 @@ def test_the_table(capsys):
 
 
 def test_what_is_out_of_bounds_is_named(monkeypatch, capsys):
-    monkeypatch.setattr("ttm_torch.layers.LAYER_NORM_EPS", 1e-5)
+    monkeypatch.setattr("ttm_torch.machine.layers.LAYER_NORM_EPS", 1e-5)
     assert main(["--only", "layers/layer_norm"]) == 1
     out, _ = capsys.readouterr()
     assert [line.split()[-1] for line in out.splitlines()[1:3]] == ["NO", "yes"]

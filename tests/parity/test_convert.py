@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 import ttm_jax
-import ttm_jax.checkpoint
 import ttm_torch
-import ttm_torch.checkpoint
 from parity.convert import convert_checkpoint, main
-from ttm_jax.config import config_to_dict
-from ttm_torch.state import create_model
+from ttm_jax.training import checkpoint as jax_checkpoint
+from ttm_jax.training.config import config_to_dict
+from ttm_torch.training import checkpoint as torch_checkpoint
+from ttm_torch.training.step import create_model
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,7 +26,7 @@ def checkpoint(tiny_config, tmp_path):
     def make(**options):
         config = dataclasses.replace(tiny_config, model=dataclasses.replace(tiny_config.model, **options))
         params = ttm_jax.create_state(config).params
-        ttm_jax.checkpoint.save_params(tmp_path / "jax", params, {"config": config_to_dict(config), "examples": 7})
+        jax_checkpoint.save_params(tmp_path / "jax", params, {"config": config_to_dict(config), "examples": 7})
         return tmp_path / "jax", config, params
 
     return make
@@ -36,9 +36,9 @@ def test_there_and_back_is_the_same_to_the_bit(checkpoint, tmp_path):
     path, config, params = checkpoint()
     assert convert_checkpoint(path, tmp_path / "torch") == path
     convert_checkpoint(tmp_path / "torch", tmp_path / "again")
-    jax.tree.map(np.testing.assert_array_equal, ttm_jax.checkpoint.load_params(tmp_path / "again", config), params)
-    assert ttm_jax.checkpoint.load_meta(tmp_path / "again") == ttm_jax.checkpoint.load_meta(path)
-    assert ttm_jax.checkpoint.load_meta(path)[1]["examples"] == 7
+    jax.tree.map(np.testing.assert_array_equal, jax_checkpoint.load_params(tmp_path / "again", config), params)
+    assert jax_checkpoint.load_meta(tmp_path / "again") == jax_checkpoint.load_meta(path)
+    assert jax_checkpoint.load_meta(path)[1]["examples"] == 7
 
 
 def test_float64_goes_too_and_is_loaded_where_jax_is_allowed_it(checkpoint, tmp_path):
@@ -50,7 +50,7 @@ def test_float64_goes_too_and_is_loaded_where_jax_is_allowed_it(checkpoint, tmp_
     with pytest.raises(ttm_jax.CheckpointError, match="again: .* float64 need JAX_ENABLE_X64=1 in the environment$"):
         ttm_jax.load(tmp_path / "again")
     with jax.enable_x64(True):
-        again = ttm_jax.checkpoint.load_params(tmp_path / "again", config)
+        again = jax_checkpoint.load_params(tmp_path / "again", config)
         jax.tree.map(np.testing.assert_array_equal, again, params)
         assert {leaf.dtype for leaf in jax.tree.leaves(again)} == {np.dtype("float64")}
 
@@ -59,7 +59,7 @@ def test_a_run_of_the_twin_goes_to_jax(tiny_config, tmp_path):
     model = create_model(tiny_config)
     source = tmp_path / "run" / "best" / "40"
     source.parent.mkdir(parents=True)
-    ttm_torch.checkpoint.save_model(source, model, {"config": config_to_dict(tiny_config)})
+    torch_checkpoint.save_model(source, model, {"config": config_to_dict(tiny_config)})
     assert convert_checkpoint(tmp_path / "run", tmp_path / "deep" / "jax") == source
     problems = np.random.default_rng(0).integers(0, 10, (5, 12))
     ours = ttm_torch.load(source).predict(problems)

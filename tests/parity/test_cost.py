@@ -8,9 +8,9 @@ import pytest
 import ttm_jax
 import ttm_torch
 from parity.weights import twin_of
-from ttm_jax.config import find_config
-from ttm_jax.memory import READS, WRITES
-from ttm_jax.processing import PROCESSING_UNITS
+from ttm_jax.machine.memory import READS, WRITES
+from ttm_jax.machine.processing import PROCESSING_UNITS
+from ttm_jax.training.config import find_config
 
 SIZES = dict(memory_size=7, process_size=3, num_layers=2, mlp_dim=11, num_heads=2)
 MACHINES = [

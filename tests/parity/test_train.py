@@ -9,9 +9,9 @@ import ttm_torch
 import ttm_torch.train
 from parity.compare import largest_difference
 from parity.weights import load, to_jax, to_torch
-from ttm_jax.config import override
-from ttm_jax.run_folder import RunFolder
-from ttm_torch.checkpoint import find_checkpoint
+from ttm_jax.training.config import override
+from ttm_jax.training.run_folder import RunFolder
+from ttm_torch.training.checkpoint import find_checkpoint
 
 
 @pytest.fixture(scope="module")

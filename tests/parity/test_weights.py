@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from parity.twins import random_params
 from parity.weights import load, save, to_jax, to_torch, twin_of
-from ttm_jax.machine import TokenTuringMachine
+from ttm_jax.machine.machine import TokenTuringMachine
 
 MACHINES = [
     TokenTuringMachine(memory_size=5, process_size=4, num_layers=2, mlp_dim=7, num_heads=2, **modes)

@@ -1,0 +1,198 @@
+"""One part changed at a time: which runs there are, and what comes of them. Nothing is trained here."""
+
+import json
+import os
+import shlex
+import subprocess
+
+import pytest
+
+from ttm_jax.measure import ablations
+from ttm_jax.measure.ablations import CONFIG, REFERENCE, ROWS, main, split_cores
+from ttm_jax.train import make_parser, resolve
+from ttm_jax.training.config import config_to_toml, find_config, load_config
+
+NAMES = [REFERENCE, "no memory"]
+LENGTHS = ("1x1", "2x1", "2x2", "3x1", "3x2")
+
+
+def write_run(workdir, share, steps=None):
+    """A run of the budget's config, finished unless `steps` says less."""
+    config = load_config(find_config(CONFIG))
+    steps = steps or config.train.max_epochs * config.train.steps_per_epoch
+    workdir.mkdir(parents=True, exist_ok=True)
+    (workdir / "config.toml").write_text(config_to_toml(config))
+    (workdir / "versions.json").write_text('{"jax": "0.10.2"}')
+    exact_match = {length: {"correct": round(share * 200), "total": 200} for length in LENGTHS}
+    record = {"kind": "eval", "step": steps, "examples": 64 * steps, "seconds": 90.0, "exact_match": exact_match}
+    (workdir / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "results")]
+
+
+@pytest.fixture
+def finished(tmp_path):
+    for name, shares in {"reference": (0.9, 0.8), "no-memory": (0.5, 0.3)}.items():
+        for seed, share in enumerate(shares):
+            write_run(tmp_path / "runs" / f"{name}-{seed}", share)
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """What was asked of Python and on which cores, where every training ends at once, all answers right."""
+    asked = []
+
+    def train(command, **_):
+        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+        asked.append((command[1:], cores))
+        write_run(tmp_path / "runs" / command[command.index("--workdir") + 1].rpartition("/")[2], 1.0)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", train)
+    return asked
+
+
+def test_the_table_has_mean_and_range_of_the_seeds(finished, folders, tmp_path, capsys):
+    assert main(["--only", *NAMES, "--seeds", "2", *folders]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[2].startswith("| reference | 327,561 | 2 | 85.0 (80.0 - 90.0) |")
+    assert out.splitlines()[3].startswith("| no memory | 327,561 | 2 | 40.0 (30.0 - 50.0) |")
+    results = tmp_path / "results"
+    assert (results / "ablations.md").read_text().endswith(f"\n\n{out}")
+    assert (results / "ablations.png").stat().st_size > 1000
+    runs = json.loads((results / "ablations.json").read_text())["runs"]
+    assert [(run["name"], run["seed"]) for run in runs] == [(name, seed) for name in NAMES for seed in range(2)]
+    assert runs[1]["exact_match"]["3x2"] == {"correct": 160, "total": 200}
+    assert runs[3]["command"].endswith("no-memory-1 --model.write none --train.seed 1")
+
+
+def test_one_seed_has_no_range(finished, folders, capsys):
+    assert main(["--only", REFERENCE, "--seeds", "1", *folders]) == 0
+    assert "| reference | 327,561 | 1 | 90.0 | 90.0 |" in capsys.readouterr().out
+
+
+def test_commands_are_those_of_the_training(folders, capsys):
+    assert main(["--list", "--seeds", "1", *folders]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(ROWS)
+    configs = [resolve(make_parser().parse_args(shlex.split(line)[3:]))[0] for line in lines]
+    assert len(set(map(config_to_toml, configs))) == len(ROWS), "each row differs from all others"
+
+
+def test_only_what_is_not_finished_is_run(finished, folders, trained, capsys):
+    assert main(["--only", REFERENCE, *folders]) == 0
+    ((command, _),) = trained
+    assert command[:4] == ["-m", "ttm_jax.train", "--config", CONFIG]
+    assert command[-4:] == ["--train.seed", "2", "--devices", "1"]
+    out, err = capsys.readouterr()
+    assert "| reference | 327,561 | 3 | 90.0 (80.0 - 100.0) |" in out
+    assert err == "1 of 1: reference, seed 2: 1:30\n"
+
+
+def test_what_is_in_the_results_is_not_trained_again(folders, tmp_path, trained, capsys):
+    """Its run folder need not be there any more."""
+    assert main(["--only", REFERENCE, "--seeds", "2", *folders]) == 0
+    assert len(trained) == 2
+    elsewhere = ["--runs", str(tmp_path / "others"), *folders[2:]]
+    assert main(["--only", REFERENCE, "--seeds", "2", *elsewhere]) == 0
+    assert len(trained) == 2
+    assert capsys.readouterr().out.count("| reference | 327,561 | 2 | 100.0 (100.0 - 100.0) |") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"budget": {}, "runs": []}', "made with another configs/ablation.toml; move it away to begin anew"),
+        ('{"rows": []}', "damaged, or not a result of this command; move it away"),
+        ('{"budget"', "damaged, or not a result of this command; move it away"),
+    ],
+)
+def test_other_results_are_not_mixed_in(folders, tmp_path, trained, capsys, text, message):
+    path = tmp_path / "results/ablations.json"
+    path.parent.mkdir()
+    path.write_text(text)
+    assert main(["--only", REFERENCE, *folders]) == 2
+    assert capsys.readouterr().err == f"python -m ttm_jax.ablations: error: {path}: {message}\n"
+    assert not trained
+    assert path.read_text() == text
+
+
+def test_results_from_before_a_key_of_the_config_go_on(folders, tmp_path, trained):
+    assert main(["--only", REFERENCE, "--seeds", "1", *folders]) == 0
+    path = tmp_path / "results/ablations.json"
+    values = json.loads(path.read_text())
+    del values["budget"]["model"]["schedule"]
+    path.write_text(json.dumps(values))
+    assert main(["--only", REFERENCE, "--seeds", "1", *folders]) == 0
+    assert len(trained) == 1
+    assert json.loads(path.read_text())["budget"]["model"]["schedule"] == "digit"
+
+
+def test_jobs_share_the_cores(folders, trained, monkeypatch):
+    if not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("one core, or none that can be asked for")
+    before = os.sched_getaffinity(0)
+    assert main(["--only", *NAMES, "--jobs", "2", *folders]) == 0
+    assert len(trained) == 6
+    halves = split_cores(2)
+    assert all(cores in halves for _, cores in trained)
+    assert not halves[0] & halves[1]
+    assert halves[0] | halves[1] == before == os.sched_getaffinity(0)
+
+
+def test_more_jobs_than_cores_are_not_pinned():
+    assert split_cores(1) == [set()]
+    assert split_cores(1000) == [set()] * 1000
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path, folders, capsys):
+    write_run(tmp_path / "runs" / "reference-0", 0.5, steps=50)
+    assert main(["--list", "--only", REFERENCE, "--seeds", "1", *folders]) == 0
+    assert capsys.readouterr().out.endswith("--train.seed 0 --devices 1 --resume\n")
+
+
+@pytest.mark.parametrize(
+    ("result", "code", "message"),
+    [
+        (subprocess.CompletedProcess([], 2), 1, "reference, seed 0: ended with exit status 2: see {log}"),
+        (subprocess.CompletedProcess([], 0), 1, "reference, seed 0: ended with exit status 0: see {log}"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command goes on"),
+    ],
+)
+def test_a_training_that_does_not_end_well_is_said(folders, tmp_path, monkeypatch, capsys, result, code, message):
+    asked = []
+
+    def train(command, **_):
+        asked.append(command)
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    monkeypatch.setattr(subprocess, "run", train)
+    assert main(["--only", REFERENCE, *folders]) == code
+    log = tmp_path / "runs/reference-0.log"
+    assert capsys.readouterr().err.endswith(f"{message.format(log=log)}\n")
+    assert not (tmp_path / "results").exists()
+    assert len(asked) == 1, "no more are begun"
+
+
+def test_what_a_training_says_is_kept(folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(ablations.Run, "next_command", lambda run, folder: ["-c", "print(7 * 8); raise SystemExit(3)"])
+    assert main(["--only", REFERENCE, "--seeds", "1", *folders]) == 1
+    assert (tmp_path / "runs/reference-0.log").read_text() == "56\n"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--only", "no memroy"], "--only 'no memroy': there is no such row; --help lists them"),
+        (["--length", "4x4"], "--length 4x4: the runs have 1x1, 2x1, 2x2, 3x1, 3x2"),
+    ],
+)
+def test_what_there_is_not_is_one_line(folders, trained, capsys, flags, message):
+    assert main([*flags, *folders]) == 2
+    assert capsys.readouterr().err == f"python -m ttm_jax.ablations: error: {message}\n"
+    assert not trained

@@ -1,0 +1,103 @@
+"""What a training shows on a terminal and elsewhere."""
+
+import io
+import sys
+
+import pytest
+from rich.console import Console
+
+from ttm_jax.training.display import LiveDisplay, PlainDisplay, make_display
+
+TRAIN = {
+    "step": 50,
+    "examples": 50 * 823,
+    "loss": 1.25,
+    "learning_rate": 2e-3,
+    "train_accuracy": {"1x1": 0.5, "2x1": 0.25},
+    "mixture": {"1x1": 0.5, "2x1": 0.5},
+}
+EVAL = {
+    "step": 100,
+    "seconds": 3725.9,
+    "exact_match": {
+        "1x1": {"correct": 96, "total": 100},
+        "2x1": {"correct": 90, "total": 100},  # its mark is more than 90 %
+        "4x4": {"correct": 0, "total": 100},
+    },
+}
+EXAMPLES = [("3 × 4", "12", "12"), ("12 × 7", "85", "84"), ("99 × 9", "no number", "891")]
+
+
+def tell(display):
+    with display:
+        display.message("stage 1: operands from 0 to 19")
+        display.step(50, None)
+        display.train(TRAIN)
+        display.step(51, 1234.5)
+        display.train(TRAIN)
+        display.evaluation(EVAL, EXAMPLES)
+
+
+def test_plain_lines(capsys):
+    tell(PlainDisplay(total_steps=200, line_every_seconds=0.0))
+    message, first, second, evaluation, *examples = capsys.readouterr().out.splitlines()
+    assert message == "stage 1: operands from 0 to 19"
+    assert first == "step 50/200  loss 1.2500  rate 2.00e-03  training exact match %: 1x1 50, 2x1 25"
+    assert "  1,234 examples/s  " in second
+    assert second.endswith("  1:40 left")  # 150 steps of 823 examples
+    assert evaluation == (
+        "evaluation at step 100, 1:02:05: 1x1 96.0 % of 100 (mark met), 2x1 90.0 % of 100, 4x4 0.0 % of 100"
+    )
+    assert examples == ["    3 × 4 = 12  right", "    12 × 7 = 85  wrong, 84", "    99 × 9 = no number  wrong, 891"]
+
+
+def test_plain_lines_are_few(capsys):
+    tell(PlainDisplay(total_steps=200, line_every_seconds=1e9))
+    assert "step 50/200" not in capsys.readouterr().out
+
+
+@pytest.fixture
+def screen():
+    return io.StringIO()
+
+
+def live(screen):
+    return LiveDisplay(200, console=Console(file=screen, force_terminal=True, width=100, color_system=None))
+
+
+def test_the_live_screen(screen):
+    tell(live(screen))
+    text = screen.getvalue()
+    for part in (
+        "stage 1: operands from 0 to 19",
+        "held-out exact match at step 100, 1:02:05",
+        "96.0 %",
+        "90.2 - 98.4",
+        "96/100",
+        "> 95 % ✓ at 1:02:05",
+        "3 × 4 = 12 ✓",
+        "12 × 7 = 85 ✗ 84",
+        "99 × 9 = no number ✗ 891",
+        "loss 1.2500  rate 2.00e-03  training exact match %: 1x1 50, 2x1 25",
+        "51/200",
+        "1,234 examples/s",
+        " left",
+    ):
+        assert part in text
+    assert "> 90 % ✓" not in text
+    assert "> 90 %" in text
+
+
+def test_the_live_screen_keeps_when_a_mark_was_first_met(screen):
+    later = {**EVAL, "seconds": 4000.0, "exact_match": {"1x1": {"correct": 50, "total": 100}}}
+    with live(screen) as display:
+        display.evaluation(EVAL, EXAMPLES)
+        display.evaluation(later, EXAMPLES)
+    assert "50.0 %" in screen.getvalue()
+    assert screen.getvalue().rindex("> 95 % ✓ at 1:02:05") > screen.getvalue().rindex("1:06:40")
+
+
+@pytest.mark.parametrize(("is_terminal", "kind"), [(True, LiveDisplay), (False, PlainDisplay)])
+def test_a_terminal_gets_the_live_screen(is_terminal, kind, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal, raising=False)
+    assert type(make_display(200, 0)) is kind

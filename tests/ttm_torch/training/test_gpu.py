@@ -1,0 +1,52 @@
+"""The same training on CUDA as on the CPU. Run with `pytest -m gpu` where there is a device."""
+
+import pytest
+import torch
+
+import ttm_torch
+from ttm_jax.training.config import override
+from ttm_torch.train import Trainer
+from ttm_torch.training.checkpoint import LATEST, find_checkpoint, load_state
+from ttm_torch.training.run_folder import device_name
+from ttm_torch.training.step import create_state
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+@pytest.mark.parametrize("name", ["adam", "muon"])
+def test_the_first_training_steps(name, tiny_config):
+    config = override(tiny_config, {"model.dropout_rate": "0.0", "optimizer.name": name})
+    dataset, losses = ttm_torch.MultiplicationDataset(8), []
+    for device in ("cpu", "cuda"):
+        state = create_state(config, device)
+        for step in range(3):
+            loss = ttm_torch.train_step(state.model, dataset.batch(0, step)[:3], state.optimizer, state.scheduler)
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_a_run_stops_goes_on_and_is_used_on_the_cpu(tiny_config, tmp_path, display):
+    config = override(tiny_config, {"model.dtype": "bfloat16", "optimizer.name": "muon"})
+    first = Trainer(config, tmp_path, stop_requested=lambda: first.progress.step >= 13)
+    assert first.describe_model().endswith(f"parameters on {device_name(torch.device('cuda'))}")
+    assert first.run(display) == "interrupted"
+    again = Trainer(config, tmp_path, resume=True, device="cuda")
+    assert {parameter.device.type for parameter in again.state.model.parameters()} == {"cuda"}
+    assert again.run(display) == "finished"
+    assert display.records[-1]["loss"] < display.records[0]["loss"]
+    assert load_state(find_checkpoint(tmp_path, (LATEST,)), config).step == 40
+    multipliers = [ttm_torch.load(tmp_path, device) for device in ("cpu", "cuda")]
+    assert all(len(multiplier.multiply([2, 7], [3, 8])) == 2 for multiplier in multipliers)
+
+
+def test_random_numbers_on_the_gpu_are_left_where_they_are(tiny_config):
+    tokens = torch.randn(2, 5, 16, device="cuda")
+    before = torch.cuda.get_rng_state()
+    ttm_torch.token_summarize(tokens, k=3)
+    model = create_state(tiny_config, "cuda").model
+    ttm_torch.measure_memory(model, (4, 12))
+    ttm_torch.eval_step(model, ttm_torch.MultiplicationDataset(8).generate_batch())
+    assert torch.equal(torch.cuda.get_rng_state(), before)

@@ -1,0 +1,132 @@
+"""Multiply-adds of one step in closed form, as the paper counts its "GFLOPS" (section 4).
+
+Only matrix products are counted: everything elementwise (norms, softmax, GELU, the erase products, the averages
+of pooling) is left out: at the paper's sizes below
+1 % of the whole for the Transformer, up to 4 % for the others. Batch 1, forward pass.
+"""
+
+from dataclasses import dataclass
+
+from ttm_jax.machine.causal_transformer import CausalTransformer, query_groups
+from ttm_jax.machine.machine import (
+    SimpleTokenTuringMachine,
+    SimpleTokenTuringMachineStep,
+    TokenTuringMachine,
+    TokenTuringMachineStep,
+)
+from ttm_jax.machine.memory import NUM_WRITES
+from ttm_jax.machine.processing import TOKEN_MIXING_DIM
+from ttm_jax.machine.summarize import BOTTLENECK_DIM
+from ttm_jax.multiplication.model import NUM_DIGIT_LOGITS
+from ttm_jax.multiplication.problems import MAX_CARRY
+from ttm_jax.training.config import ModelConfig
+
+Machine = TokenTuringMachine | TokenTuringMachineStep | SimpleTokenTuringMachine | SimpleTokenTuringMachineStep
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Multiply-adds of the parts of one step; of the simple machine, `read` is its summary of the input."""
+
+    read: int
+    process: int
+    write: int
+
+    @property
+    def total(self) -> int:
+        """read + process + write."""
+        return self.read + self.process + self.write
+
+
+def multiply_adds(machine: Machine, num_tokens: int, width: int) -> StepCost:
+    """Multiply-adds of one step of `machine` on N = `num_tokens` input tokens of width D, batch 1.
+
+    The sum of `summary_cost`, `process_cost` and `write_cost`; equal to all matrix products of the step.
+
+    Raises:
+        ValueError: unless both numbers are positive.
+    """
+    for name, value in (("num_tokens", num_tokens), ("width", width)):
+        if value < 1:
+            raise ValueError(f"{name} must be positive, got {value!r}")
+    M, R, N, D = machine.memory_size, machine.process_size, num_tokens, width
+    if isinstance(machine, SimpleTokenTuringMachine | SimpleTokenTuringMachineStep):
+        return StepCost(summary_cost("mlp", N, R, D), process_cost(machine, M + R, D), 0)
+    return StepCost(summary_cost(machine.read, M + N, R, D), process_cost(machine, R, D), write_cost(machine, N, D))
+
+
+def forward_flops(machine: Machine, num_tokens: int, width: int, steps: int = 1, batch: int = 1) -> int:
+    """Floating-point operations of a forward pass: 2 x multiply-adds x steps x batch."""
+    return 2 * multiply_adds(machine, num_tokens, width).total * steps * batch
+
+
+def summary_cost(kind: str, n: int, k: int, width: int) -> int:
+    """Summary of n tokens to k.
+
+    "mlp": n D 64 + n 64 k for the weights, k n D to apply them.
+    "query": 2 k D^2 + 2 n D^2 for the projections, 2 k n D for the attention.
+    "pooling": 0.
+    """
+    match kind:
+        case "mlp":
+            return n * BOTTLENECK_DIM * (width + k) + k * n * width
+        case "query":
+            return _attention_cost(k, n, width)
+        case "pooling":
+            return 0
+    raise ValueError(f"no cost is known of the summarizer {kind!r}")
+
+
+def process_cost(machine: Machine, r: int, width: int) -> int:
+    """L layers of the processing unit on r tokens.
+
+    "transformer": L (4 r D^2 + 2 r^2 D + 2 r D F). "mixer": L (2 D r 128 + 2 r D F). "mlp": L 2 r D F.
+    """
+    mixing = {
+        "transformer": _attention_cost(r, r, width),
+        "mixer": 2 * width * r * TOKEN_MIXING_DIM,
+        "mlp": 0,
+    }
+    return machine.num_layers * (mixing[machine.processing] + 2 * r * width * machine.mlp_dim)
+
+
+def write_cost(machine: TokenTuringMachine | TokenTuringMachineStep, num_tokens: int, width: int) -> int:
+    """The write: a summary of M + R + N tokens to M, or, with W = 8 writes and C control tokens,
+
+    "erase_add": M 64 (D + W) to select, 2 D 64 (C + W) + 2 W 64 (D + D) for erase and add vectors, M W D to add.
+    C is R + N, and R under `compat="scenic"`. The products of 1 - w e are elementwise and not counted.
+    "concat", "none": 0.
+    """
+    M, R, N, D = machine.memory_size, machine.process_size, num_tokens, width
+    if machine.write in ("concat", "none"):
+        return 0
+    if machine.write != "erase_add":
+        return summary_cost(machine.write, M + R + N, M, D)
+    control = R if machine.compat == "scenic" else R + N
+    select = M * BOTTLENECK_DIM * (D + NUM_WRITES)
+    vectors = D * BOTTLENECK_DIM * (control + NUM_WRITES) + NUM_WRITES * BOTTLENECK_DIM * 2 * D
+    return select + 2 * vectors + M * NUM_WRITES * D
+
+
+def head_cost(config: ModelConfig) -> int:
+    """The multiplier's head at one step: D^2 + D D/2 + 12 D/2, and 45 D for the carries where they are asked for."""
+    D, half = config.width, config.width // 2
+    carries = D * (MAX_CARRY + 1) if config.carry_head else 0
+    return D * D + D * half + half * (NUM_DIGIT_LOGITS + 1) + carries
+
+
+def causal_step_cost(transformer: CausalTransformer, num_tokens: int, history: int, width: int) -> int:
+    """N new tokens of a causal Transformer that attend to `history` earlier ones and to each other.
+
+    L (4 N D^2 + 2 P D + 2 N D F), P being the pairs of a query and a key: N (history + N), and of a whole sequence,
+    which has no history, those of `query_groups`. What the mask hides of them is computed, and counted.
+    """
+    N, D = num_tokens, width
+    pairs = sum((end - start) * seen for start, end, seen in query_groups(N, history + N))
+    attention = 4 * N * D**2 + 2 * pairs * D
+    return transformer.num_layers * (attention + 2 * N * D * transformer.mlp_dim)
+
+
+def _attention_cost(queries: int, n: int, width: int) -> int:
+    """2 q D^2 + 2 n D^2 + 2 q n D."""
+    return 2 * (queries + n) * width**2 + 2 * queries * n * width

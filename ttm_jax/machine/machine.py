@@ -1,0 +1,272 @@
+"""The Token Turing Machine: one step, and the scan of that step over a sequence (arXiv 2211.09119).
+
+tokens_BxTxNxD ──> step 1 ──> step 2 ──> ... ──> outputs_BxTxRxD
+memory_BxMxD ────────^──────────^───────────────> memory_BxMxD
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ttm_jax.machine.layers import Dtype, at_least_float32
+from ttm_jax.machine.memory import READS, WRITES, Read, concat_memory_input, make_write
+from ttm_jax.machine.processing import PROCESSING_UNITS, make_processor
+from ttm_jax.machine.summarize import MLPSummarizer
+
+COMPATS = (None, "scenic")
+_DEEP = 256
+_SCENIC_MODES = (("mlp", "mlp"), ("query", "query"), ("mlp", "erase_add"))
+_SCENIC_QUERY_HEADS = 8  # the original's TokenLearnerMHA takes no number of heads
+
+
+def _is_deep_dot(primitive: Any, *operands: Any, **params: Any) -> bool:
+    """A product with parameters that sums over at least `_DEEP` numbers."""
+    if not jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *operands, **params):
+        return False
+    (contracted, _), _ = params["dimension_numbers"]
+    return math.prod(operands[0].shape[axis] for axis in contracted) >= _DEEP
+
+
+# What a rematerialised step keeps for the backward pass; `python -m ttm_jax.benchmark --remat` compares them.
+REMAT_POLICIES = {
+    "full": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "deep_dots": _is_deep_dot,
+}
+DEFAULT_REMAT = "dots"
+
+
+class _Options(nn.Module):
+    """What a step and a machine have in common; see `TokenTuringMachine`."""
+
+    memory_size: int = 96
+    process_size: int = 16
+    processing: str = "transformer"
+    num_layers: int = 4
+    mlp_dim: int = 512
+    num_heads: int = 4
+    dropout_rate: float = 0.0
+    compat: str | None = None
+    dtype: Dtype = None
+    param_dtype: Dtype = jnp.float32
+
+    def __post_init__(self) -> None:
+        for name in ("memory_size", "process_size", "num_layers", "mlp_dim", "num_heads"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive int, got {value!r}")
+        if not isinstance(self.dropout_rate, int | float) or not 0.0 <= self.dropout_rate < 1.0:
+            raise ValueError(f"dropout_rate must be in [0, 1), got {self.dropout_rate!r}")
+        _check_choice("processing", self.processing, PROCESSING_UNITS)
+        _check_choice("compat", self.compat, COMPATS)
+        if self.dtype is not None:
+            _check_dtype("dtype", self.dtype)
+        _check_dtype("param_dtype", self.param_dtype)
+        super().__post_init__()
+
+    def _processor(self) -> nn.Module:
+        return make_processor(
+            self.processing,
+            num_layers=self.num_layers,
+            mlp_dim=self.mlp_dim,
+            num_heads=self.num_heads,
+            dropout_rate=self.dropout_rate,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="process",
+        )
+
+
+class _UnitOptions(_Options):
+    read: str = "mlp"
+    write: str = "mlp"
+    positions: bool = True
+
+    def __post_init__(self) -> None:
+        _check_choice("read", self.read, READS)
+        _check_choice("write", self.write, WRITES)
+        _check_choice("positions", self.positions, (False, True))
+        if self.compat == "scenic" and (self.read, self.write) not in _SCENIC_MODES:
+            modes = ", ".join(f"{read}/{write}" for read, write in _SCENIC_MODES)
+            raise ValueError(f"compat='scenic' has the read/write modes {modes}; got {self.read}/{self.write}")
+        super().__post_init__()
+
+
+class TokenTuringMachineStep(_UnitOptions):
+    """One step: read, process, write (Scenic `TokenTuringMachineUnit`).
+
+    Takes memory [B, M, D] and tokens [B, N, D]; gives the next memory [B, M, D] and outputs [B, R, D].
+    The fields are those of `TokenTuringMachine`.
+    """
+
+    @nn.compact
+    def __call__(
+        self, memory_BxMxD: jax.Array, tokens_BxNxD: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        shared = dict(
+            num_heads=_SCENIC_QUERY_HEADS if self.compat == "scenic" else self.num_heads,
+            positions=self.positions,
+            dropout_rate=self.dropout_rate,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        read = Read(self.process_size, self.read, **shared, name="read")
+        write = make_write(self.write, compat=self.compat, **shared, name="write")
+
+        read_BxRxD = read(memory_BxMxD, tokens_BxNxD, train)
+        output_BxRxD = self._processor()(read_BxRxD.astype(_compute_dtype(self, read_BxRxD)), train)
+        next_memory_BxMxD = write(memory_BxMxD, output_BxRxD, tokens_BxNxD, train)
+        return next_memory_BxMxD.astype(memory_BxMxD.dtype), output_BxRxD
+
+
+class SimpleTokenTuringMachineStep(_Options):
+    """The simplified step: summarise the input alone to R tokens, process [memory ; input] jointly.
+
+    What comes out in the place of the memory is the next memory, what comes out in the place of the input
+    is the output (Scenic `TokenTuringMachineSimpleUnit`, whose slices are exchanged: under
+    `compat="scenic"` the first R tokens are the output and the other M the memory).
+    """
+
+    @nn.compact
+    def __call__(
+        self, memory_BxMxD: jax.Array, tokens_BxNxD: jax.Array, train: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        summarizer = MLPSummarizer(
+            self.process_size, self.dropout_rate, self.dtype, self.param_dtype, name="summarizer"
+        )
+        all_tokens = concat_memory_input(memory_BxMxD, summarizer(tokens_BxNxD, train))
+        processed = self._processor()(all_tokens.astype(_compute_dtype(self, all_tokens)), train)
+        if self.compat == "scenic":
+            output, memory = jnp.split(processed, [self.process_size], axis=1)
+        else:
+            memory, output = jnp.split(processed, [self.memory_size], axis=1)
+        return memory.astype(memory_BxMxD.dtype), output
+
+
+class _Machine(nn.Module):
+    """The scan of a step over a sequence; `_step_class` says which step."""
+
+    learned_memory: bool = True
+    remat: bool | str = False
+
+    def __post_init__(self) -> None:
+        _check_choice("learned_memory", self.learned_memory, (False, True))
+        _check_choice("remat", self.remat, (False, True, *REMAT_POLICIES))
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, tokens_BxTxNxD: jax.Array, memory: jax.Array | None = None, train: bool = False
+    ) -> tuple[jax.Array, jax.Array]:
+        """Runs T steps: outputs [B, T, R, D] and the memory [B, M, D] after the last.
+
+        Args:
+            tokens_BxTxNxD: the input tokens of each step.
+            memory: the memory [B, M, D] to start from, as an earlier call returned it; the initial memory
+                where None. N must be the same in every call, T need not.
+            train: switches dropout on (needs the "dropout" random stream).
+
+        Raises:
+            ValueError: if a shape does not fit.
+        """
+        if tokens_BxTxNxD.ndim != 4:
+            raise ValueError(f"tokens must be [B, T, N, D], got shape {tokens_BxTxNxD.shape}")
+        B, T, _, D = tokens_BxTxNxD.shape
+        if min(tokens_BxTxNxD.shape) < 1:
+            raise ValueError(f"tokens must have no empty axis, got shape {tokens_BxTxNxD.shape}")
+
+        initial_1xMxD = self._initial_memory(D)
+        if memory is None:
+            memory = jnp.broadcast_to(initial_1xMxD, (B, self.memory_size, D))
+        elif memory.shape != (B, self.memory_size, D):
+            raise ValueError(f"memory must be {(B, self.memory_size, D)}, got {memory.shape}")
+        carried = jnp.promote_types(jnp.promote_types(memory.dtype, jnp.float32), initial_1xMxD.dtype)
+
+        step_class = self._step_class
+        if self.remat:
+            policy = REMAT_POLICIES[DEFAULT_REMAT if self.remat is True else self.remat]
+            step_class = nn.remat(step_class, policy=policy, prevent_cse=False, static_argnums=(3,))
+        scan = nn.scan(
+            step_class,
+            variable_broadcast="params",
+            variable_axes={"intermediates": 0},
+            split_rngs={"params": False, "dropout": True},
+            in_axes=(1, nn.broadcast),
+            out_axes=1,
+            length=T,
+        )
+        step = scan(**{name: getattr(self, name) for name in self._step_fields()}, name="step")
+        memory, outputs_BxTxRxD = step(memory.astype(carried), tokens_BxTxNxD, train)
+        return outputs_BxTxRxD, memory
+
+    def _initial_memory(self, width: int) -> jax.Array:
+        shape = (1, self.memory_size, width)
+        if not self.learned_memory or self.compat == "scenic":
+            return jnp.zeros(shape, jnp.promote_types(self.param_dtype, jnp.float32))
+        initial = self.param("initial_memory", nn.initializers.normal(0.01), shape, self.param_dtype)
+        return at_least_float32(initial)
+
+    def _step_fields(self) -> list[str]:
+        return [name for name in self._step_class.__dataclass_fields__ if name not in ("parent", "name")]
+
+
+class TokenTuringMachine(_Machine, _UnitOptions):
+    """A Token Turing Machine over a sequence, as one `lax.scan`.
+
+        ttm = TokenTuringMachine(memory_size=96, process_size=16)
+        variables = ttm.init(key, tokens_BxTxNxD)
+        outputs_BxTxRxD, memory_BxMxD = ttm.apply(variables, tokens_BxTxNxD)
+        outputs, memory = ttm.apply(variables, next_tokens, memory=memory)     # streaming
+
+    Attributes:
+        memory_size: M, tokens in memory.
+        process_size: R, tokens read and processed a step.
+        read: how [memory ; input] is summarised: "mlp", "query" or "pooling".
+        write: how the next memory is made: those three over [memory ; output ; input], "erase_add", "concat"
+            (the latest outputs, first in, first out) or "none" (each step starts from the same memory).
+        processing: "transformer", "mixer" or "mlp".
+        num_layers, mlp_dim, num_heads: of the processing unit; `num_heads` also of "query" summaries, and
+            it divides the width D.
+        positions: location embeddings before read and write.
+        dropout_rate: where the original has it: in MLPs, attention and after attention.
+        learned_memory: the initial memory is a parameter; zeros where False.
+        compat: "scenic" reproduces the original's arithmetic, faults included: write order [memory ; input ;
+            output], its erase-and-add, 8 query heads, zeros to start from.
+        dtype: of computation (None: that of inputs and parameters). Softmax and memory stay in float32.
+        param_dtype: of parameters.
+        remat: recompute each step in the backward pass, but for what is kept: False, True ("dots"), "dots" (the
+            products with parameters), "deep_dots" (those that sum over at least 256 numbers: the dearest for their
+            size) or "full" (nothing).
+
+    Raises:
+        ValueError: at construction, naming the field, for a value that cannot be.
+    """
+
+    _step_class = TokenTuringMachineStep
+
+
+class SimpleTokenTuringMachine(_Machine, _Options):
+    """The machine made of `SimpleTokenTuringMachineStep`; fields and calls as `TokenTuringMachine`."""
+
+    _step_class = SimpleTokenTuringMachineStep
+
+
+def _compute_dtype(module: Any, x: jax.Array) -> Any:
+    return x.dtype if module.dtype is None else module.dtype
+
+
+def _check_choice(name: str, value: Any, choices: tuple) -> None:
+    if (type(value), value) not in [(type(choice), choice) for choice in choices]:  # 1 == True
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}")
+
+
+def _check_dtype(name: str, value: Any) -> None:
+    try:
+        is_float = value is not None and jnp.issubdtype(jnp.dtype(value), jnp.floating)
+    except TypeError:
+        is_float = False
+    if not is_float:
+        raise ValueError(f"{name} must be a floating-point type such as jnp.float32, got {value!r}")

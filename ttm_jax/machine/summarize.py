@@ -1,0 +1,139 @@
+"""Token summarisation S_k: any number of tokens in, k tokens out (paper, section 3.1).
+
+Each summariser is a linen module; the functions at the end of the file are the same modules as pure,
+jitted functions of (parameters, tokens).
+"""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from ttm_jax.machine.layers import Dtype, FeedForward, LayerNorm, MultiHeadAttention, apply, at_least_float32
+
+SUMMARIZERS = ("mlp", "query", "pooling")
+BOTTLENECK_DIM = 64  # of the importance MLP: TokenLearner 1.1
+
+
+def normalize_weights(weights_BxKxN: Float[Array, "B K N"]) -> Float[Array, "B K N"]:
+    """Softmax over the tokens, temperature 1, in float32 at least: the weights of each summary sum to 1."""
+    return jax.nn.softmax(at_least_float32(weights_BxKxN), axis=-1)
+
+
+def weighted_sum(tokens_BxNxD: Float[Array, "B N D"], weights_BxKxN: Float[Array, "B K N"]) -> Float[Array, "B K D"]:
+    """Each summary as the weighted sum of all tokens, in the dtype of the tokens."""
+    return jnp.einsum("bkn,bnd->bkd", weights_BxKxN.astype(tokens_BxNxD.dtype), tokens_BxNxD)
+
+
+def pooling_summarize(tokens_BxNxD: Float[Array, "B N D"], k: int) -> Float[Array, "B {k} D"]:
+    """Average pooling to `k` tokens; summary i averages tokens floor(i N / k) up to ceil((i+1) N / k).
+
+    Works for every N and `k`; neighbours share a token where `k` does not divide N.
+    """
+    B, N, D = tokens_BxNxD.shape
+    if N % k == 0:
+        return tokens_BxNxD.reshape(B, k, N // k, D).mean(axis=2)
+    bounds = [(i * N // k, math.ceil((i + 1) * N / k)) for i in range(k)]
+    return jnp.stack([tokens_BxNxD[:, start:stop].mean(axis=1) for start, stop in bounds], axis=1)
+
+
+class MLPSummarizer(nn.Module):
+    """TokenLearner 1.1 (Scenic `TokenLearnerModuleV11`): softmax over tokens of MLP(LayerNorm(tokens)).
+
+    The weights come from the normalised tokens and are applied to the tokens as they are.
+    """
+
+    k: int
+    dropout_rate: float = 0.0
+    dtype: Dtype = None
+    param_dtype: Dtype = jnp.float32
+
+    def setup(self) -> None:
+        dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+        self.norm = LayerNorm(**dtypes)
+        self.mlp = FeedForward(BOTTLENECK_DIM, self.k, self.dropout_rate, **dtypes)
+
+    def importance_weights(self, tokens_BxNxD: jax.Array, train: bool = False) -> jax.Array:
+        """Logits [B, K, N] before the softmax."""
+        return jnp.swapaxes(self._logits(tokens_BxNxD, train), 1, 2)
+
+    def __call__(self, tokens_BxNxD: jax.Array, train: bool = False) -> jax.Array:
+        # As `weighted_sum` of `normalize_weights`, without the transposition between: XLA's gradient of it is slow.
+        weights_BxNxK = jax.nn.softmax(at_least_float32(self._logits(tokens_BxNxD, train)), axis=1)
+        self.sow("intermediates", "weights", jnp.swapaxes(weights_BxNxK, 1, 2))
+        return jnp.einsum("bnk,bnd->bkd", weights_BxNxK.astype(tokens_BxNxD.dtype), tokens_BxNxD)
+
+    def _logits(self, tokens_BxNxD: jax.Array, train: bool) -> jax.Array:
+        return self.mlp(self.norm(tokens_BxNxD), train)
+
+
+class QuerySummarizer(nn.Module):
+    """k learned latent queries attend to the tokens (Scenic `TokenLearnerMHA`; no dropout, as there)."""
+
+    k: int
+    num_heads: int = 8
+    dtype: Dtype = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens_BxNxD: jax.Array, train: bool = False) -> jax.Array:
+        B, _, D = tokens_BxNxD.shape
+        queries_1xKxD = self.param("queries", nn.initializers.normal(0.02), (1, self.k, D), self.param_dtype)
+        queries_BxKxD = jnp.broadcast_to(queries_1xKxD, (B, self.k, D))
+        attention = MultiHeadAttention(self.num_heads, dtype=self.dtype, param_dtype=self.param_dtype, name="attention")
+        return attention(queries_BxKxD, tokens_BxNxD)
+
+
+class PoolingSummarizer(nn.Module):
+    """Average pooling to k tokens; no parameters."""
+
+    k: int
+
+    def __call__(self, tokens_BxNxD: jax.Array, train: bool = False) -> jax.Array:
+        return pooling_summarize(tokens_BxNxD, self.k)
+
+
+def make_summarizer(
+    kind: str,
+    k: int,
+    *,
+    num_heads: int = 8,
+    dropout_rate: float = 0.0,
+    dtype: Dtype = None,
+    param_dtype: Dtype = jnp.float32,
+    name: str | None = None,
+) -> nn.Module:
+    """The summariser called `kind`, one of SUMMARIZERS."""
+    dtypes = dict(dtype=dtype, param_dtype=param_dtype)
+    match kind:
+        case "mlp":
+            return MLPSummarizer(k, dropout_rate, **dtypes, name=name)
+        case "query":
+            return QuerySummarizer(k, num_heads, **dtypes, name=name)
+        case "pooling":
+            return PoolingSummarizer(k, name=name)
+    raise ValueError(f"summarizer must be one of {', '.join(SUMMARIZERS)}, got {kind!r}")
+
+
+@partial(jax.jit, static_argnames="k")
+def compute_importance_weights(params: Any, tokens_BxNxD: Float[Array, "B N D"], k: int) -> Float[Array, "B {k} N"]:
+    """Logits of the MLP summariser's weights; `params` as of `MLPSummarizer(k)`."""
+    return apply(MLPSummarizer(k), params, tokens_BxNxD, method="importance_weights")
+
+
+@partial(jax.jit, static_argnames="k")
+def token_summarize(params: Any, tokens_BxNxD: Float[Array, "B N D"], k: int) -> Float[Array, "B {k} D"]:
+    """MLP summary of the tokens; `params` as of `MLPSummarizer(k)`. O(N D (64 + k)) multiply-adds."""
+    return apply(MLPSummarizer(k), params, tokens_BxNxD)
+
+
+@partial(jax.jit, static_argnames=("k", "num_heads"))
+def query_summarize(
+    params: Any, tokens_BxNxD: Float[Array, "B N D"], k: int, num_heads: int = 8
+) -> Float[Array, "B {k} D"]:
+    """Latent-query summary of the tokens; `params` as of `QuerySummarizer(k, num_heads)`."""
+    return apply(QuerySummarizer(k, num_heads), params, tokens_BxNxD)

@@ -1,0 +1,426 @@
+"""The figures of README.md, docs/ and results/*.md, written from results/ between the marks of each block."""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ttm_jax.cli import Parser, fail
+from ttm_jax.measure import ablations, compare, training, unrolled
+from ttm_jax.measure.markdown import markdown_table
+from ttm_jax.measure.report import NOT_MEASURED, median, peak, percent, times
+from ttm_jax.multiplication.diagnose import CAUSES
+from ttm_jax.multiplication.metrics import wilson_interval
+from ttm_jax.multiplication.problems import MAX_DIGITS, place_name, place_power
+from ttm_jax.training.config import config_from_dict
+
+CHECKPOINTS = ("multiplication", "five_digits")
+TRIED = ("quick", "three_digits", "five_digits", "multiplication")
+LENGTHS = ("1x1", "2x2", "3x2", "3x3", "4x4", "5x5")
+SEEDS = range(5)
+# Of results/default: what the files of each row are called, and how many seeds it has.
+MEMORY_ROWS = {
+    "the default run": "seed",
+    "the same networks, memory wiped before each step": "wiped",
+    "trained without memory": "no-memory",
+    "a plain Transformer, no steps": "transformer",
+}
+MEMORY_SEEDS = range(3)
+MEMORY_LENGTHS = ("1x1", "2x2", "3x2", "3x3")
+LONGER = ("1x4", "4x2", "4x4")
+DIGIT_LENGTHS = ("3x3", "4x4", "5x5")
+# Of results/parity.json: a row of each kind of case.
+PARITY_ROWS = (
+    ("scenic/simple_mlp", "ttm_torch: gradients"),
+    ("weights/bfloat16", "JAX to PyTorch to JAX, to the bit"),
+    ("layers/attention", "float64: outputs, gradients, input gradients"),
+    ("machine/mlp-erase_add-mixer", "float32: whole sequence, outputs"),
+    ("training/mlp-erase_add-mixer", "float64: outputs, gradients, losses of 20 steps, weights after them"),
+    ("mutation/gelu", "exact GELU for its tanh form"),
+)
+
+
+class PageError(ValueError):
+    """A page or a result that is not what it should be; the message is one line for the user."""
+
+
+class Results:
+    """The files of results/, each read once."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._read = cache(self._load)
+
+    def __call__(self, name: str) -> Any:
+        """The values of a file, by its path without ".json".
+
+        Raises:
+            PageError: if it cannot be read.
+        """
+        return self._read(name)
+
+    def devices(self, section: str) -> list[dict[str, Any]]:
+        """Of results/hardware, the files that have a section, in the order of their names."""
+        names = sorted(path.stem for path in (self._folder / "hardware").glob("*.json"))
+        return [found for name in names if section in (found := self(f"hardware/{name}"))]
+
+    def _load(self, name: str) -> Any:
+        path = self._folder / f"{name}.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise PageError(f"{path}: {error.strerror}") from None
+        except ValueError:
+            raise PageError(f"{path}: not JSON") from None
+
+
+def why(results: Results) -> str:
+    """What the library is for, a figure each."""
+    lines = []
+    for device in results.devices("history")[:1]:
+        first, last = device["history"]["streaming"][0], device["history"]["streaming"][-1]
+        lines.append(
+            f"- **Constant cost.** A streaming step takes {median(first['machine'])} after {first['steps']:,} steps\n"
+            f"  and {median(last['machine'])} after {last['steps']:,}."
+        )
+    measured = [row for device in results.devices("unrolled") for row in device["unrolled"]["rows"]]
+    for row in [row for row in measured if (row["steps"], row["num_tokens"]) == (128, 16)][:1]:
+        compiles = times(unrolled.ratios(row[unrolled.SCAN], row[unrolled.UNROLLED])["compile"])
+        lines.append(
+            f"- **One scan.** All steps are one `lax.scan`: 128 of them compile {compiles} as fast as unrolled."
+        )
+    counts = [results(f"{name}/evaluation")["exact_match"]["5x5"] for name in CHECKPOINTS]
+    best = max(counts, key=lambda found: found["correct"])
+    share = f"{_share(best):.1f} % of {best['total']:,} held-out pairs"
+    compared, caught = results("parity")["summary"].split(", ")
+    return "\n".join(
+        [
+            *lines,
+            f"- **Trained.** A shipped checkpoint multiplies five digits by five: {share}.",
+            f"- **Checked** against a PyTorch twin and the authors' code: {compared},\n  {caught}.",
+        ]
+    )
+
+
+def accuracy(results: Results) -> str:
+    """Exact match of the default run, mean and range of its seeds, and of the shipped checkpoints."""
+    runs = seeds_of(results, "seed", SEEDS)
+    shipped = [results(f"{name}/evaluation") for name in CHECKPOINTS]
+    headings = ["digits", "held-out pairs", f"default run, {len(runs)} seeds", *(f"`{name}`" for name in CHECKPOINTS)]
+    rows = []
+    for length in LENGTHS:
+        cells = [_mean(runs, length), *(_mean([found], length) for found in shipped)]
+        rows.append([_name(length), f"{shipped[0]['exact_match'][length]['total']:,}", *cells])
+    longer = {length: max(ablations.shares(runs, length)) for length in LONGER}
+    found = ", ".join(f"{_name(length)} {share:.1f} %" for length, share in longer.items())
+    note = f"Of longer operands the default run has few right, at best: {found}."
+    return f"{markdown_table(headings, rows)}\n\n{note}"
+
+
+def memory(results: Results) -> str:
+    """What memory is worth: exact match of the default config with it, wiped, without it, and without the machine."""
+    rows = []
+    for label, name in MEMORY_ROWS.items():
+        runs = seeds_of(results, name, MEMORY_SEEDS)
+        rows.append([label, *(_mean(runs, length) for length in MEMORY_LENGTHS)])
+    return markdown_table([f"{len(MEMORY_SEEDS)} seeds each", *map(_name, MEMORY_LENGTHS)], rows)
+
+
+def seeds_of(results: Results, name: str, seeds: Iterable[int]) -> list[dict[str, Any]]:
+    """The evaluations of one row of results/default, a seed each.
+
+    Raises:
+        PageError: if they are not of these seeds, of one commit, and otherwise of one config.
+    """
+    runs = [results(f"default/{name}-{seed}") for seed in seeds]
+    origins = []
+    for seed, run in zip(seeds, runs, strict=True):
+        config, commit = run["training"]["config"], run["training"]["provenance"]["commit"]
+        if config["train"]["seed"] != seed or run["memory_wiped"] != (name == "wiped"):
+            raise PageError(f"results/default/{name}-{seed}.json: of another seed, or of another row of the table")
+        origins.append((commit, {**config, "train": {**config["train"], "seed": None}}))
+    if any(origin != origins[0] for origin in origins):
+        raise PageError(f"results/default/{name}-*.json: of different commits or configs")
+    return runs
+
+
+def runs(results: Results) -> str:
+    """The runs of the default config beside each other: time, when the marks were met, and the last evaluation."""
+    return compare.markdown(results("default/runs"))
+
+
+def candidates(results: Results) -> str:
+    """What was tried for the default config: the difference to the first, what a step takes, the last evaluation."""
+    lengths = ("2x2", "3x2", "3x3")
+    rows = []
+    for run in results("default/tried"):
+        changed = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in run["changed"].items())
+        shares = [run["exact_match"].get(length) for length in lengths]
+        cells = ["" if counts is None else f"{_share(counts):.1f}" for counts in shares]
+        step = "" if run["step_ms"] is None else f"{run['step_ms']:.0f} ms"
+        rows.append([changed or "-", step, f"{run['examples']:,}", *cells])
+    return markdown_table(["changed", "a step", "examples", *map(_name, lengths)], rows)
+
+
+def two_commits(results: Results) -> str:
+    """Of each seed, how far the losses of two commits come apart, and what both reach on 3 x 2."""
+    found = results("quick/two_commits")
+    rows = []
+    for row in found["seeds"]:
+        apart = [
+            f"{max(abs(row['relative'][str(step)]) for step in steps):.0e}" for steps in ((25, 50, 75, 100), (200,))
+        ]
+        ends = ["" if end is None else f"{_share(end):.1f}" for end in row["3x2"]]
+        rows.append([str(row["seed"]), *apart, *ends])
+    headings = [
+        "seed",
+        "losses apart by step 100",
+        "at step 200",
+        *(f"3 x 2 at `{commit[:7]}`, %" for commit in found["commits"]),
+    ]
+    apart = max(map(abs, found["from_trained"]["relative"]))
+    note = (
+        f"From the weights of a finished run, the losses of {len(found['from_trained']['relative'])} steps are apart by"
+    )
+    return f"{markdown_table(headings, rows)}\n\n{note} at most {apart:.0e}."
+
+
+def tried(results: Results) -> str:
+    """What was trained, and what it reached, of either kind of machine step; nothing where it was not trained."""
+    lengths = LENGTHS[1:]
+    headings = ["", "a machine step is", "memory", "blocks", "examples", *map(_name, lengths)]
+    rows = []
+    for name in TRIED:
+        found = results(f"{name}/evaluation")
+        training = found["training"]
+        model = config_from_dict(training["config"]).model
+        step = {"digit": "a digit of the product", "product": "a product of two digits"}[model.schedule]
+        cells = [step, str(model.memory_size), str(model.num_layers), f"{training['examples']:,}"]
+        rows.append([f"[`{name}`]({name})", *cells, *(_mean([found], length) for length in lengths)])
+    return markdown_table(headings, rows)
+
+
+def grid(results: Results) -> str:
+    """Exact match of each shipped checkpoint on every pair of lengths, with intervals."""
+    tables = []
+    for name in CHECKPOINTS:
+        found, sizes = results(f"{name}/evaluation"), range(1, MAX_DIGITS + 1)
+        rows = [[str(n), *(_with_total(found["exact_match"][f"{n}x{m}"]) for m in sizes)] for n in sizes]
+        tables.append(markdown_table([f"`{name}`", *(f"x {m}" for m in sizes)], rows))
+    return "\n\n".join(tables)
+
+
+def digits(results: Results) -> str:
+    """The share of the digits of products that is right, by length and place."""
+    headings = ["", "digits", *(place_power(place) for place in range(2 * MAX_DIGITS))]
+    rows = []
+    for name, length in _looked_into(results):
+        found = results(f"{name}/evaluation")["digits"][length]
+        cells = [_interval(*counts) for counts in zip(found["correct"], found["total"], strict=True)]
+        rows.append([f"`{name}`", _name(length), *cells, *[""] * (2 * MAX_DIGITS - len(cells))])
+    return markdown_table(headings, rows)
+
+
+def causes(results: Results) -> str:
+    """Wrong answers by their first wrong digit, and by whether the carry into it was right."""
+    headings = ["", "digits", "wrong", "first wrong digit", *CAUSES, "carries right"]
+    rows = []
+    for name, length in _looked_into(results):
+        row = results(f"{name}/diagnosis")["lengths"][length]
+        places = [f"{place_name(place)} {count}" for place, count in enumerate(row["first_wrong_place"]) if count]
+        carries = 100 * sum(row["carries"]["correct"]) / sum(row["carries"]["total"])
+        cells = [f"{row['wrong']:,} of {row['pairs']:,}", ", ".join(places)]
+        cells += [str(row["causes"][cause]) for cause in CAUSES]
+        rows.append([f"[`{name}`]({name}/diagnosis.json)", _name(length), *cells, f"{carries:.1f} %"])
+    return markdown_table(headings, rows)
+
+
+def _looked_into(results: Results) -> list[tuple[str, str]]:
+    """The networks that were looked into, each with those of DIGIT_LENGTHS that it was trained on."""
+    networks = ("three_digits", *CHECKPOINTS)
+    return [
+        (name, length)
+        for name in networks
+        for length in DIGIT_LENGTHS
+        if length in trained_lengths(results(f"{name}/evaluation"))
+    ]
+
+
+def parity(results: Results) -> str:
+    """Some rows of what `python -m parity` prints, and its last line."""
+    found = results("parity")
+    by_name = {(row["case"], row["what"]): row for row in found["comparisons"]}
+    rows = []
+    for key in PARITY_ROWS:
+        row = by_name[key]
+        bound = f"{'>' if row['must_be'] == 'above' else '<='} {row['bound']:.0e}" if row["bound"] else "0"
+        rows.append([f"`{key[0]}`", key[1], f"{row['difference']:.1e}", bound])
+    return markdown_table(["case", "compared", "difference", "bound"], rows) + f"\n\n{found['summary']}."
+
+
+def training_step(results: Results) -> str:
+    """The training step of each device: what it reaches, and what limits it."""
+    rows = []
+    for device in results.devices("training"):
+        for row in device["training"]["rows"]:
+            cells = 4 * [NOT_MEASURED]
+            if "skipped" not in row:
+                undivided = row.get("undivided")
+                cells = [percent(row["flops_fraction"]), *map(percent, training.limits(row))]
+                cells.append(times(None if undivided is None else row["alone"]["median_s"] / undivided["median_s"]))
+            rows.append([device["name"], f"`{row['config']}`", *cells])
+    headings = ["", "config", "FLOP/s, of a large product's", "nothing made again or copied", "products alone"]
+    return markdown_table([*headings, "time, divided / on one device"], rows)
+
+
+def batch_size(results: Results) -> str:
+    """The best batch of each device, its throughput and memory."""
+    rows = []
+    for device in results.devices("batch_sizes"):
+        section = device["batch_sizes"]
+        for row in section["rows"]:
+            if row["batch_size"] == section["best"]:
+                cells = [str(row["batch_size"]), f"{row['examples_per_s']:.0f} examples/s", peak(row["memory"])]
+                rows.append([device["name"], f"`{section['config']}`, {section['num_steps']} places", *cells])
+    return markdown_table(["", "config", "best batch", "throughput", "planned memory"], rows)
+
+
+def unrolled_steps(results: Results) -> str:
+    """How many times as much steps unrolled in Python take as one scan, of 16 tokens each."""
+    rows = []
+    for device in results.devices("unrolled"):
+        for row in device["unrolled"]["rows"]:
+            if row["steps"] < 32 or row["num_tokens"] != 16:
+                continue
+            for scan in unrolled.scans_of(row):
+                found = unrolled.ratios(row[scan], row[unrolled.UNROLLED])
+                policy = f'`remat="{unrolled.SCANS[scan]}"`' + (", divided" if scan in unrolled.DIVIDED else "")
+                rows.append([device["name"], f"{row['steps']}", policy, *(times(found[of]) for of in unrolled.LABELS)])
+    return markdown_table(["unrolled / scan", "steps", "scan", *unrolled.LABELS.values()], rows)
+
+
+def history(results: Results) -> str:
+    """A streaming step after a short and after a long history, beside a causal Transformer with a key-value cache."""
+    rows = []
+    for device in results.devices("history"):
+        found = device["history"]
+        for row in (found["streaming"][0], found["streaming"][-1]):
+            cells = [
+                text
+                for model in ("machine", "transformer")
+                for text in (median(row[model]), peak(row[model]["memory"]))
+            ]
+            rows.append([device["name"], f"{row['steps']:,}", *cells])
+        wins = found["wins"]
+        rows.append(
+            [
+                device["name"],
+                "the machine takes less time",
+                f"from {wins['streaming_time']} steps on, streaming",
+                "",
+                f"from {wins['whole_time']} on, whole sequences",
+                "",
+            ]
+        )
+    headings = ["", "after so many steps", "machine", "its memory", "Transformer", "its memory"]
+    return markdown_table(headings, rows)
+
+
+# By page: its blocks, each between <!-- name --> and <!-- /name -->.
+PAGES: dict[str, tuple[Callable[[Results], str], ...]] = {
+    "README.md": (why, accuracy, memory),
+    "docs/parity.md": (parity,),
+    "docs/performance.md": (training_step, batch_size, unrolled_steps, history),
+    "results/default/README.md": (runs, candidates),
+    "results/quick_variants.md": (two_commits,),
+    "results/larger_operands.md": (tried, grid, digits, causes),
+}
+
+
+def render(text: str, tables: Sequence[Callable[[Results], str]], results: Results) -> str:
+    """A page's text with its tables as the results have them.
+
+    Raises:
+        PageError: if the marks of a table are not there, or a result.
+    """
+    for table in tables:
+        begin, end = f"<!-- {table.__name__} -->", f"<!-- /{table.__name__} -->"
+        before, found_begin, rest = text.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not found_begin or not found_end:
+            raise PageError(f"it needs the lines {begin} and, after it, {end}")
+        try:
+            new = table(results)
+        except (KeyError, IndexError, TypeError) as error:
+            raise PageError(f"{table.__name__}: a file in results/ is not as it should be: {error!r}") from None
+        text = f"{before}{begin}\n{new}\n{end}{after}"
+    return text
+
+
+def trained_lengths(evaluation: dict[str, Any]) -> list[str]:
+    """The operand lengths that the network of an evaluation was trained on, longer operand first."""
+    return ablations.trained_lengths(config_from_dict(evaluation["training"]["config"]))
+
+
+def _mean(runs: list[dict[str, Any]], length: str) -> str:
+    """Mean and range over runs, of one run the interval; nothing of a length that they were not trained on."""
+    if length not in trained_lengths(runs[0]):
+        return ""
+    counts = [run["exact_match"][length] for run in runs]
+    if len(counts) == 1:
+        return _interval(counts[0]["correct"], counts[0]["total"])
+    shares = ablations.shares(runs, length)
+    if min(shares) == max(shares):
+        return f"{shares[0]:.1f}"
+    return f"{statistics.mean(shares):.1f} ({min(shares):.1f} - {max(shares):.1f})"
+
+
+def _share(counts: dict[str, int]) -> float:
+    """In percent."""
+    return 100 * counts["correct"] / counts["total"]
+
+
+def _interval(correct: int, total: int) -> str:
+    low, high = wilson_interval(correct, total)
+    return f"{100 * correct / total:.1f} ({100 * low:.1f} - {100 * high:.1f})"
+
+
+def _with_total(counts: dict[str, int]) -> str:
+    return f"{_interval(counts['correct'], counts['total'])} of {counts['total']:,}"
+
+
+def _name(length: str) -> str:
+    return length.replace("x", " x ")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = Parser(
+        prog="python -m ttm_jax.pages",
+        description="Writes the figures of README.md, docs/ and results/ from the files in results/.",
+        epilog="example: python -m ttm_jax.pages --check\n\n"
+        "exit status: 0 done, 1 a table is not what results/ say, 2 bad input",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--root", type=Path, default=Path(), help="the checkout (the current folder)")
+    parser.add_argument("--check", action="store_true", help="write nothing; name the pages that are not up to date")
+    args = parser.parse_args(argv)
+    results, stale = Results(args.root / "results"), {}
+    for name, tables in PAGES.items():
+        page = args.root / name
+        try:
+            text = page.read_text(encoding="utf-8")
+            new = render(text, tables, results)
+        except OSError as error:
+            return fail(parser, f"{page}: {error.strerror}; --root names the checkout")
+        except PageError as error:
+            return fail(parser, f"{page}: {error}")
+        if new != text:
+            stale[name] = new
+    for name, new in stale.items():
+        if not args.check:
+            (args.root / name).write_text(new, encoding="utf-8")
+        print(f"{'not up to date' if args.check else 'written'}: {name}")
+    return 1 if args.check and stale else 0

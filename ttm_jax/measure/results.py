@@ -1,0 +1,147 @@
+"""The result file of a device: what it is, and a section for each thing that was measured on it."""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from ttm_jax.hardware.detect import describe_device, detect_machine
+from ttm_jax.measure import batch_sizes, history, operations, remat, training, unrolled
+from ttm_jax.training.run_folder import provenance
+
+# In the order of the page; each with the flag that measures it.
+SECTIONS: dict[str, ModuleType] = {
+    "operations": operations,
+    "training": training,
+    "batch_sizes": batch_sizes,
+    "history": history,
+    "unrolled": unrolled,
+    "remat": remat,
+}
+FLAGS = {
+    "operations": "",
+    "training": "--training",
+    "batch_sizes": "--batch-sizes",
+    "history": "--history",
+    "unrolled": "--against-unrolled",
+    "remat": "--remat",
+}
+
+
+FACTS = ("processor", "cores", "usable_cpus", "caches", "instruction_sets")  # by which machines are told apart
+
+
+class ResultError(ValueError):
+    """A result file or folder that cannot be used; the message is one line for the user."""
+
+
+def describe(device: jax.Device) -> dict[str, Any]:
+    """The head of a device's result: its name, itself and its host."""
+    machine = detect_machine()
+    name = device.device_kind
+    if device.platform == "cpu":
+        cores = machine.usable_cpus or machine.cpus
+        name = machine.processor if cores is None else f"{machine.processor}, {cores} {_plural('core', cores)}"
+    return {"name": name, "device": describe_device(device), "machine": machine.to_dict()}
+
+
+def section_of(device: jax.Device, quick: bool, measured: dict[str, Any]) -> dict[str, Any]:
+    """What was measured, with where it comes from."""
+    where = {**provenance(), "device": device.device_kind, "backend": device.platform}
+    return {"quick": quick, "provenance": where, **measured}
+
+
+def result_path(folder: Path, name: str) -> Path:
+    """The file of the device of that name: "amd-epyc-2-cores.json"."""
+    return folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
+
+
+def load_result(path: Path) -> dict[str, Any]:
+    """One result file.
+
+    Raises:
+        ResultError: if it cannot be read or is not one.
+    """
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ResultError(f"{path}: {error.strerror}") from None
+    except ValueError:
+        raise ResultError(f"{path}: not valid JSON; remove it to measure anew") from None
+    if not isinstance(result, dict) or not {"name", "device", "machine"} <= result.keys():
+        raise ResultError(f"{path}: no result of this command: it names no device; move it away")
+    return result
+
+
+def load_results(folder: Path) -> list[dict[str, Any]]:
+    """All results of a folder: processors first, and of those the one of which most was measured.
+
+    Raises:
+        ResultError: if there is none, or one cannot be read.
+    """
+    results = [load_result(path) for path in sorted(folder.glob("*.json"))]
+    if not results:
+        raise ResultError(f"{folder}: no results there; python -m ttm_jax.benchmark writes them")
+
+    def order(result: dict[str, Any]) -> tuple[bool, int, str]:
+        return result["device"]["platform"] != "cpu", -len(SECTIONS.keys() & result.keys()), result["name"]
+
+    return sorted(results, key=order)
+
+
+def save_section(folder: Path, head: dict[str, Any], key: str, section: dict[str, Any]) -> Path:
+    """Puts a section into the file of its device, the other sections kept; a reader never sees half a file.
+
+    Raises:
+        ResultError: if it cannot be written.
+    """
+    path = result_path(folder, head["name"])
+    earlier = load_result(path) if path.exists() else {}
+    sections = {**{name: earlier[name] for name in SECTIONS if name in earlier}, key: section}
+    result = {**head, **{name: sections[name] for name in SECTIONS if name in sections}}
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise ResultError(f"{path}: {error.strerror}") from None
+    return path
+
+
+def check_folder(flag: str, folder: Path) -> None:
+    """Makes the folder that a flag names, and sees that files can be written there.
+
+    Raises:
+        ResultError: if not.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ResultError(f"{flag} {folder}: {error.strerror}") from None
+
+
+def check_results(folder: Path, heads: list[dict[str, Any]]) -> None:
+    """Sees that what there is of these devices can be added to: that it is readable, and of this very machine.
+
+    Raises:
+        ResultError: if not.
+    """
+    for head in heads:
+        path = result_path(folder, head["name"])
+        if not path.exists():
+            continue
+        earlier, machine = load_result(path)["machine"], json.loads(json.dumps(head["machine"]))
+        if changed := [fact for fact in FACTS if earlier.get(fact) != machine[fact]]:
+            raise ResultError(
+                f"{path}: of another machine, which differs in {', '.join(changed)}; name another folder with --out"
+            )
+
+
+def _plural(noun: str, count: int) -> str:
+    return noun if count == 1 else f"{noun}s"

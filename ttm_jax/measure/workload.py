@@ -1,0 +1,83 @@
+"""What timed functions work on, and whether it fits: parameters, tokens, a training step of the multiplier."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ttm_jax.hardware.allocator import release_freed_memory
+from ttm_jax.hardware.detect import free_memory
+from ttm_jax.measure.cost import measure_flops
+from ttm_jax.measure.program import Program
+from ttm_jax.measure.report import scaled
+from ttm_jax.multiplication.model import TTMModel
+from ttm_jax.multiplication.problems import MultiplicationDataset
+from ttm_jax.multiplication.steps import num_machine_steps, training_arrays
+from ttm_jax.training.config import Config
+from ttm_jax.training.mesh import Placement
+from ttm_jax.training.step import TrainState, create_state, train_step
+
+# A backward pass costs two forward passes. What is recomputed, and what the optimiser does, is not counted.
+TRAINING_PASSES = 3
+MOST_MEMORY = 0.9  # of what is free: larger programs are not run
+
+
+def normal(*shape: int) -> jax.Array:
+    """Standard normal float32 numbers, always the same, drawn without compiling anything."""
+    return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
+
+
+def random_variables(module: Any, *inputs: Any) -> dict[str, Any]:
+    """Variables of a module at their usual size, drawn without compiling its initialisation."""
+    generator = np.random.default_rng(0)
+
+    def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        if path[-1].key == "scale":
+            return jnp.ones(leaf.shape, leaf.dtype)
+        return jnp.asarray(0.05 * generator.standard_normal(leaf.shape, np.float32), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(module.init, jax.random.key(0), *inputs))
+
+
+def training_batch(config: Config, batch_size: int) -> dict[str, np.ndarray]:
+    """A batch of the config's last stage."""
+    data, curriculum = config.data, config.curriculum
+    dataset = MultiplicationDataset(
+        batch_size, config.model.seq_len, 0, data.stages, curriculum.last_stage, data.max_digits, data.augment
+    )
+    batch, T = dataset.batch(0, 0), dataset.num_steps()
+    return training_arrays(batch, config.model, T)
+
+
+def training_step(placement: Placement) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
+    """`train_step` of a state and a batch, as the trainer calls it."""
+    return partial(train_step, micro_batches=placement.micro_batches, remat=None, mesh=placement.mesh)
+
+
+def training_program(placement: Placement, *arguments: Any) -> Program:
+    """The training step compiled for its arguments, which `training_arguments` gives."""
+    return Program(training_step(placement), *arguments, carries=True, num_devices=len(placement.devices))
+
+
+def training_arguments(config: Config, batch_size: int, placement: Placement) -> tuple[TrainState, dict[str, Any]]:
+    """A fresh state and a batch on the devices of the placement: what `train_step` takes."""
+    return placement.replicate(create_state(config)), placement.divide(training_batch(config, batch_size))
+
+
+def training_flops(config: Config, batch_size: int, num_steps: int) -> int:
+    """Floating-point operations of a training step on answers of so many places."""
+    S = config.model.seq_len
+    steps, most = (num_machine_steps(config.model.schedule, places) for places in (num_steps, S))
+    return TRAINING_PASSES * measure_flops(TTMModel(config.model), (batch_size, S)) * steps // most
+
+
+def too_large(program: Program, device: jax.Device) -> str | None:
+    """Why a program is not run: what it takes and what is free; None where it fits, or nothing is known."""
+    release_freed_memory()
+    free = free_memory(device)
+    if program.memory is None or free is None or program.memory.peak <= MOST_MEMORY * free:
+        return None
+    return f"takes {scaled(program.memory.peak, 'B')}, {scaled(free, 'B')} are free"

@@ -1,0 +1,77 @@
+"""Using a trained multiplier: load a checkpoint, multiply numbers."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ttm_jax.multiplication.model import TTMModel, make_model, predict_tokens
+from ttm_jax.multiplication.scores import AnyMultiplier
+from ttm_jax.multiplication.steps import check_fit
+from ttm_jax.training.checkpoint import find_checkpoint, load_meta, load_params
+from ttm_jax.training.config import Config
+
+
+@dataclass(frozen=True)
+class Multiplier(AnyMultiplier):
+    """A trained model with its parameters.
+
+    Attributes:
+        model: the linen module.
+        variables: what `model.apply` takes.
+        config: the config that it was trained with.
+        path: the checkpoint that it came from.
+    """
+
+    model: TTMModel
+    variables: dict
+    config: Config
+    path: Path
+
+    def predict(
+        self, inputs_BxS: np.ndarray, batch_size: int = 512, num_steps: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `AnyMultiplier.predict`."""
+        check_fit(self.config.model.schedule, inputs_BxS, num_steps)
+        rows = min(batch_size, 1 << (len(inputs_BxS) - 1).bit_length())  # few shapes, so few compilations
+        padding = np.repeat(inputs_BxS[:1], -len(inputs_BxS) % rows, axis=0)
+        padded = np.concatenate([inputs_BxS, padding]).reshape(-1, rows, inputs_BxS.shape[1])
+        leaf = jax.tree.leaves(self.variables)[0]
+        devices = list(leaf.devices()) if isinstance(leaf, jax.Array) else []
+        device = devices[0] if len(devices) == 1 else None  # where the network is, or the default device
+        chunks = [_predict(self.model, self.variables, jax.device_put(chunk, device), num_steps) for chunk in padded]
+        predictions, probabilities = (
+            np.concatenate(parts)[: len(inputs_BxS)] for parts in zip(*jax.device_get(chunks), strict=True)
+        )
+        return predictions, probabilities
+
+    def without_memory(self) -> "Multiplier":
+        """The same network with its memory wiped: each machine step starts from the memory of the first."""
+        return replace(self, model=wipe_memory(self.model))
+
+
+def wipe_memory(model: TTMModel) -> TTMModel:
+    """The model with nothing written: every step starts from the memory that the first one starts from."""
+    return model.clone(config=replace(model.config, write="none"))
+
+
+def load(path: str | Path) -> Multiplier:
+    """The multiplier of a checkpoint, or of a run folder (its best checkpoint, or else its latest).
+
+    Raises:
+        CheckpointError: naming the path and what is wrong with it.
+    """
+    path = find_checkpoint(path)
+    config, _ = load_meta(path)
+    return Multiplier(make_model(config.model), {"params": load_params(path, config)}, config, path)
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def _predict(
+    model: TTMModel, variables: dict, inputs_BxS: jax.Array, num_steps: int | None
+) -> tuple[jax.Array, jax.Array]:
+    logits_BxTxV: Any = model.apply(variables, inputs_BxS, num_steps=num_steps)
+    return predict_tokens(logits_BxTxV), jax.nn.softmax(logits_BxTxV, axis=-1).max(axis=-1)

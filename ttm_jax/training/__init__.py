@@ -1,0 +1,1 @@
+"""The one trainer: configs, the loop, run folders, checkpoints, commands. Knows no task."""

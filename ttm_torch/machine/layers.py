@@ -1,0 +1,130 @@
+"""Layers that summarisers and processing units share.
+
+Shapes in names are those of `ttm_jax.machine.layers`: B batch, T steps, S sequence positions, N input tokens a step,
+M memory tokens, R read tokens, W writes, D width, H heads, K head width, F MLP width, V vocabulary, L layers.
+Where a function takes any set of tokens, N is the number of its tokens and Q the number it gives.
+
+Modules have the names of their twins' parameters, so that weights go from one to the other by rule
+(`parity.weights`). Dropout is on in `module.train()` and off in `module.eval()`.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LAYER_NORM_EPS = 1e-6  # Flax's; torch's own default is 1e-5
+
+
+def layer_norm(width: int) -> nn.LayerNorm:
+    """LayerNorm with Flax's epsilon."""
+    return nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in the tanh form, Flax's default."""
+    return F.gelu(x, approximate="tanh")
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32, or as it is where its dtype is wider: for softmax and memory under bfloat16."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def apply(
+    make_module: Callable[[], nn.Module],
+    params: Mapping[str, Tensor] | None,
+    seed: int,
+    *inputs: Tensor,
+) -> Any:
+    """A module as a pure function of its parameters and inputs.
+
+    `params` as of the module's `state_dict()`; fresh untrained ones that follow from `seed` alone where None.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed)  # of the CPU alone, which is what was forked
+        module = make_module().to(inputs[0]).eval()
+    return module(*inputs) if params is None else torch.func.functional_call(module, dict(params), inputs, strict=True)
+
+
+def _xavier_linear(in_dim: int, out_dim: int, bias_std: float = 0.0) -> nn.Linear:
+    linear = nn.Linear(in_dim, out_dim)
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.normal_(linear.bias, std=bias_std)
+    return linear
+
+
+class FeedForward(nn.Module):
+    """Dense, GELU (tanh form), Dense, with dropout after each (Scenic `MlpBlock`).
+
+    Maps [..., `dim`] to [..., `out_dim`], or back to [..., `dim`] when `out_dim` is None.
+    """
+
+    def __init__(self, dim: int = 128, hidden_dim: int = 512, out_dim: int | None = None, dropout_rate: float = 0.0):
+        super().__init__()
+        self.hidden = _xavier_linear(dim, hidden_dim, bias_std=1e-6)
+        self.out = _xavier_linear(hidden_dim, dim if out_dim is None else out_dim, bias_std=1e-6)
+        self.dropout = nn.Dropout(dropout_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(self.out(self.dropout(gelu(self.hidden(x)))))
+
+
+class MultiHeadAttention(nn.Module):
+    """softmax(q k^T / sqrt(K)) v over H heads, softmax in float32 at least.
+
+    Takes queries [B, Q, D] and tokens [B, N, D], gives [B, Q, D]; self-attention where tokens are not given.
+
+    Raises:
+        ValueError: if `heads` does not divide the width.
+    """
+
+    def __init__(self, dim: int = 128, heads: int = 4, dropout_rate: float = 0.0):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"num_heads must divide the width, got {heads} heads for width {dim}")
+        self.heads = heads
+        self.query = _xavier_linear(dim, dim)
+        self.key = _xavier_linear(dim, dim)
+        self.value = _xavier_linear(dim, dim)
+        self.out = _xavier_linear(dim, dim)
+        self.dropout = nn.Dropout(dropout_rate)
+
+    def forward(self, queries_BxQxD: Tensor, tokens_BxNxD: Tensor | None = None) -> Tensor:
+        tokens_BxNxD = queries_BxQxD if tokens_BxNxD is None else tokens_BxNxD
+        q_BxQxHxK = self.query(queries_BxQxD).unflatten(-1, (self.heads, -1))
+        k_BxNxHxK = self.key(tokens_BxNxD).unflatten(-1, (self.heads, -1))
+        v_BxNxHxK = self.value(tokens_BxNxD).unflatten(-1, (self.heads, -1))
+        scores_BxHxQxN = torch.einsum("bqhk,bnhk->bhqn", q_BxQxHxK * q_BxQxHxK.shape[-1] ** -0.5, k_BxNxHxK)
+        weights_BxHxQxN = at_least_float32(scores_BxHxQxN).softmax(dim=-1).to(v_BxNxHxK.dtype)
+        heads_BxQxHxK = torch.einsum("bhqn,bnhk->bqhk", self.dropout(weights_BxHxQxN), v_BxNxHxK)
+        return self.out(heads_BxQxHxK.flatten(2))
+
+
+class Positions(nn.Module):
+    """Adds a learned embedding to each location: [B, N, D] to [B, N, D] (Scenic `AddPositionEmbs`)."""
+
+    def __init__(self, num_tokens: int, width: int):
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(1, num_tokens, width))
+        nn.init.normal_(self.embedding, std=0.02)
+
+    def forward(self, tokens_BxNxD: Tensor) -> Tensor:
+        return tokens_BxNxD + self.embedding.to(tokens_BxNxD.dtype)
+
+
+class Embedding(nn.Embedding):
+    """`torch.nn.Embedding` whose table is filled by `embedding_init`, standard normal numbers where None."""
+
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        embedding_init: Callable[[Tensor], Any] | None = None,
+        **options: Any,
+    ):
+        super().__init__(num_embeddings, embedding_dim, **options)
+        if embedding_init is not None:
+            embedding_init(self.weight)

@@ -1,0 +1,272 @@
+"""Reading from memory and writing to it (paper, sections 3.2 and 3.3).
+
+A read summarises [memory ; input] to R tokens; a write turns memory, output and input into the next memory,
+of the same size. Memory is carried in float32 (or wider) whatever the compute dtype.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ttm_torch.machine.layers import FeedForward, Positions, apply, at_least_float32, layer_norm
+from ttm_torch.machine.summarize import BOTTLENECK_DIM, SUMMARIZERS, make_summarizer, normalize_weights
+
+READS = SUMMARIZERS
+WRITES = (*SUMMARIZERS, "erase_add", "concat", "none")
+NUM_WRITES = 8  # slots that erase-and-add selects softly a step (Scenic `TokenAddEraseWrite`)
+
+
+def concat_memory_input(memory_BxMxD: Tensor, input_BxNxD: Tensor) -> Tensor:
+    """[memory ; input] along the token axis."""
+    return torch.cat([memory_BxMxD, input_BxNxD], dim=1)
+
+
+def concat_for_write(memory_BxMxD: Tensor, output_BxRxD: Tensor, input_BxNxD: Tensor) -> Tensor:
+    """[memory ; output ; input] along the token axis, in the paper's order (equation 4)."""
+    return torch.cat([memory_BxMxD, output_BxRxD, input_BxNxD], dim=1)
+
+
+def concat_write(memory_BxMxD: Tensor, new_BxRxD: Tensor) -> Tensor:
+    """First in, first out: the last M tokens of [memory ; new]."""
+    size = memory_BxMxD.shape[1]
+    return concat_memory_input(memory_BxMxD, new_BxRxD.to(memory_BxMxD.dtype))[:, -size:]
+
+
+def erase_and_add(memory_BxMxD: Tensor, weights_BxWxM: Tensor, erase_BxWxD: Tensor, add_BxWxD: Tensor) -> Tensor:
+    """memory * prod_w (1 - weight_w erase_w) + sum_w weight_w add_w (Neural Turing Machine, section 3.2).
+
+    `weights` and `erase` lie in [0, 1]; with zero weights memory is returned unchanged.
+    """
+    keep_BxMxD = torch.prod(1 - weights_BxWxM[..., None] * erase_BxWxD[:, :, None], dim=1)
+    return memory_BxMxD * keep_BxMxD + torch.einsum("bwm,bwd->bmd", weights_BxWxM, add_BxWxD)
+
+
+class Read(nn.Module):
+    """Summary of [memory ; input] with location embeddings: R tokens [B, R, D].
+
+    `num_tokens` is the number of all tokens read from, M + N.
+    """
+
+    def __init__(
+        self,
+        process_size: int,
+        kind: str = "mlp",
+        num_heads: int = 8,
+        positions: bool = True,
+        dropout_rate: float = 0.0,
+        *,
+        width: int,
+        num_tokens: int,
+    ):
+        super().__init__()
+        self.positions = Positions(num_tokens, width) if positions else nn.Identity()
+        self.summarizer = make_summarizer(
+            kind, process_size, width=width, num_heads=num_heads, dropout_rate=dropout_rate
+        )
+
+    def forward(self, memory_BxMxD: Tensor, tokens_BxNxD: Tensor) -> Tensor:
+        return self.summarizer(self.positions(concat_memory_input(memory_BxMxD, tokens_BxNxD)))
+
+
+class SummaryWrite(nn.Module):
+    """The next memory as a summary of [memory ; output ; input] with location embeddings.
+
+    `num_tokens` is the number of all those tokens, M + R + N.
+    """
+
+    def __init__(
+        self,
+        kind: str = "mlp",
+        num_heads: int = 8,
+        positions: bool = True,
+        dropout_rate: float = 0.0,
+        compat: str | None = None,
+        *,
+        memory_size: int,
+        width: int,
+        num_tokens: int,
+    ):
+        super().__init__()
+        self.compat = compat
+        self.positions = Positions(num_tokens, width) if positions else nn.Identity()
+        self.summarizer = make_summarizer(
+            kind, memory_size, width=width, num_heads=num_heads, dropout_rate=dropout_rate
+        )
+
+    def forward(self, memory_BxMxD: Tensor, output_BxRxD: Tensor, tokens_BxNxD: Tensor) -> Tensor:
+        if self.compat == "scenic":
+            all_tokens = concat_for_write(memory_BxMxD, tokens_BxNxD, output_BxRxD)
+        else:
+            all_tokens = concat_for_write(memory_BxMxD, output_BxRxD, tokens_BxNxD)
+        return self.summarizer(self.positions(all_tokens))
+
+
+class EraseAddWrite(nn.Module):
+    """Soft selection of memory tokens to erase and to add to, as a Neural Turing Machine writes.
+
+    Selection reads the memory, erase and add vectors come from [output ; input]; all with location
+    embeddings. Under `compat="scenic"` the arithmetic of `TokenAddEraseWrite` is kept: no embeddings, the
+    input not seen, no sigmoid on erase, and the mean of 1 - w a added in place of the sum of w a.
+
+    `num_tokens` is M + R + N, `process_size` R.
+    """
+
+    def __init__(
+        self,
+        positions: bool = True,
+        dropout_rate: float = 0.0,
+        compat: str | None = None,
+        *,
+        memory_size: int,
+        process_size: int,
+        width: int,
+        num_tokens: int,
+    ):
+        super().__init__()
+        self.compat = compat
+        scenic = compat == "scenic"
+        num_control = process_size if scenic else num_tokens - memory_size
+        self.positions = Positions(num_tokens, width) if positions and not scenic else nn.Identity()
+        self.select_norm = layer_norm(width)
+        self.select = FeedForward(width, BOTTLENECK_DIM, NUM_WRITES, dropout_rate)
+        self.erase_norm = layer_norm(width)
+        self.erase_tokens = FeedForward(num_control, BOTTLENECK_DIM, NUM_WRITES, dropout_rate)
+        self.erase_channels = FeedForward(width, BOTTLENECK_DIM, None, dropout_rate)
+        self.add_norm = layer_norm(width)
+        self.add_tokens = FeedForward(num_control, BOTTLENECK_DIM, NUM_WRITES, dropout_rate)
+        self.add_channels = FeedForward(width, BOTTLENECK_DIM, None, dropout_rate)
+
+    def forward(self, memory_BxMxD: Tensor, output_BxRxD: Tensor, tokens_BxNxD: Tensor) -> Tensor:
+        selected, control = memory_BxMxD, output_BxRxD
+        if self.compat != "scenic":
+            all_tokens = self.positions(concat_for_write(memory_BxMxD, output_BxRxD, tokens_BxNxD))
+            size = memory_BxMxD.shape[1]
+            selected, control = all_tokens[:, :size], all_tokens[:, size:]
+
+        weights_BxWxM = normalize_weights(self.select(self.select_norm(selected)).transpose(1, 2))
+        erase_tokens_BxDxW = self.erase_tokens(self.erase_norm(control).transpose(1, 2))
+        erase_BxWxD = at_least_float32(self.erase_channels(erase_tokens_BxDxW.transpose(1, 2)))
+        add_tokens_BxDxW = self.add_tokens(self.add_norm(control).transpose(1, 2))
+        add_BxWxD = at_least_float32(self.add_channels(add_tokens_BxDxW.transpose(1, 2)))
+        if self.compat != "scenic":
+            return erase_and_add(memory_BxMxD, weights_BxWxM, erase_BxWxD.sigmoid(), add_BxWxD)
+        # sum_w (1 - w a) / W = 1 - sum_w w a / W: an erase-and-add of -a / W, plus one.
+        return erase_and_add(memory_BxMxD, weights_BxWxM, erase_BxWxD, -add_BxWxD / NUM_WRITES) + 1.0
+
+
+class ConcatWrite(nn.Module):
+    """Memory as a queue of the latest outputs; no parameters."""
+
+    def forward(self, memory_BxMxD: Tensor, output_BxRxD: Tensor, tokens_BxNxD: Tensor) -> Tensor:
+        return concat_write(memory_BxMxD, output_BxRxD)
+
+
+class NoWrite(nn.Module):
+    """Memory is never written, so each step reads the memory that the first one read; no parameters."""
+
+    def forward(self, memory_BxMxD: Tensor, output_BxRxD: Tensor, tokens_BxNxD: Tensor) -> Tensor:
+        return memory_BxMxD
+
+
+def make_write(
+    kind: str,
+    *,
+    num_heads: int = 8,
+    positions: bool = True,
+    dropout_rate: float = 0.0,
+    compat: str | None = None,
+    memory_size: int,
+    process_size: int,
+    width: int,
+    num_tokens: int,
+) -> nn.Module:
+    """The write called `kind`, one of WRITES: a module of (memory, output, input) giving the next memory.
+
+    `num_tokens` is the number of all tokens that a write sees, M + R + N.
+    """
+    sizes = dict(memory_size=memory_size, width=width, num_tokens=num_tokens)
+    match kind:
+        case "erase_add":
+            return EraseAddWrite(positions, dropout_rate, compat, process_size=process_size, **sizes)
+        case "concat":
+            return ConcatWrite()
+        case "none":
+            return NoWrite()
+        case _ if kind in SUMMARIZERS:
+            return SummaryWrite(kind, num_heads, positions, dropout_rate, compat, **sizes)
+    raise ValueError(f"write must be one of {', '.join(WRITES)}, got {kind!r}")
+
+
+# The same modules as pure functions. `params` as of the module's `state_dict()`; where None, fresh untrained
+# parameters that follow from `seed` alone.
+
+
+def add_positional_info(
+    memory_BxMxD: Tensor, input_BxNxD: Tensor, params: Mapping[str, Tensor] | None = None, seed: int = 0
+) -> Tensor:
+    """[memory ; input] plus its location embeddings; `params` as of `Positions`."""
+    tokens = concat_memory_input(memory_BxMxD, input_BxNxD)
+    return apply(lambda: Positions(*tokens.shape[1:]), params, seed, tokens)
+
+
+def add_write_positional_info(
+    memory_BxMxD: Tensor,
+    output_BxRxD: Tensor,
+    input_BxNxD: Tensor,
+    params: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """[memory ; output ; input] plus its location embeddings; `params` as of `Positions`."""
+    tokens = concat_for_write(memory_BxMxD, output_BxRxD, input_BxNxD)
+    return apply(lambda: Positions(*tokens.shape[1:]), params, seed, tokens)
+
+
+def read_operation(
+    memory_BxMxD: Tensor,
+    input_BxNxD: Tensor,
+    r: int = 16,
+    kind: str = "mlp",
+    num_heads: int = 8,
+    positions: bool = True,
+    params: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """R tokens [B, R, D] read from [memory ; input]; `params` as of `Read(r, kind, num_heads, positions)`."""
+    sizes = dict(width=memory_BxMxD.shape[2], num_tokens=memory_BxMxD.shape[1] + input_BxNxD.shape[1])
+    return apply(lambda: Read(r, kind, num_heads, positions, **sizes), params, seed, memory_BxMxD, input_BxNxD)
+
+
+def write_operation(
+    memory_BxMxD: Tensor,
+    output_BxRxD: Tensor,
+    input_BxNxD: Tensor,
+    kind: str = "mlp",
+    num_heads: int = 8,
+    positions: bool = True,
+    params: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """The next memory [B, M, D]; `params` as of `make_write(kind, num_heads=..., positions=...)`."""
+    inputs = (memory_BxMxD, output_BxRxD, input_BxNxD)
+    sizes = dict(
+        memory_size=memory_BxMxD.shape[1],
+        process_size=output_BxRxD.shape[1],
+        width=memory_BxMxD.shape[2],
+        num_tokens=sum(x.shape[1] for x in inputs),
+    )
+    return apply(lambda: make_write(kind, num_heads=num_heads, positions=positions, **sizes), params, seed, *inputs)
+
+
+def erase_add_write(
+    memory_BxMxD: Tensor,
+    output_BxRxD: Tensor,
+    input_BxNxD: Tensor,
+    positions: bool = True,
+    params: Mapping[str, Tensor] | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """`write_operation` by erase and add; `params` as of `EraseAddWrite(positions)`."""
+    return write_operation(
+        memory_BxMxD, output_BxRxD, input_BxNxD, kind="erase_add", positions=positions, params=params, seed=seed
+    )

@@ -1,0 +1,1 @@
+"""The twin of `ttm_jax.measure`."""

@@ -1,0 +1,82 @@
+"""The training loss: cross-entropy up to the first EOS, a tenth of a binary cross-entropy on where EOS is, and,
+for models with a carry head, half a cross-entropy of the carries, or of the running sums."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ttm_jax.multiplication.vocab import EOS_TOKEN
+from ttm_torch.multiplication.metrics import create_target_mask
+from ttm_torch.multiplication.model import extract_eos_probs
+
+EOS_LOSS_SCALE = 0.1
+CARRY_LOSS_SCALE = 0.5
+PROBABILITY_EPS = 1e-7
+
+
+def _cross_entropies(logits_BxSxV: Tensor, targets_BxS: Tensor) -> Tensor:
+    """Softmax cross-entropy at each position [B, S]."""
+    return F.cross_entropy(logits_BxSxV.transpose(1, 2), targets_BxS.long(), reduction="none")
+
+
+def compute_ce_loss(logits_BxSxV: Tensor, targets_BxS: Tensor) -> Tensor:
+    """Mean softmax cross-entropy over all positions."""
+    return _cross_entropies(logits_BxSxV, targets_BxS).mean()
+
+
+def compute_masked_ce_loss(logits_BxSxV: Tensor, targets_BxS: Tensor, mask_BxS: Tensor) -> Tensor:
+    """Sum of the cross-entropy over the positions where the mask is 1."""
+    return (_cross_entropies(logits_BxSxV, targets_BxS) * mask_BxS).sum()
+
+
+def compute_normalized_ce_loss(logits_BxSxV: Tensor, targets_BxS: Tensor) -> Tensor:
+    """Cross-entropy a target token, EOS included and padding not."""
+    mask_BxS = create_target_mask(targets_BxS)
+    return compute_masked_ce_loss(logits_BxSxV, targets_BxS, mask_BxS) / mask_BxS.sum()
+
+
+def find_eos_positions(targets_BxS: Tensor) -> Tensor:
+    """Index [B] of the first EOS of each sequence; S where there is none."""
+    is_eos_BxS = targets_BxS == EOS_TOKEN
+    return torch.where(is_eos_BxS.any(dim=1), is_eos_BxS.int().argmax(dim=1), targets_BxS.shape[1])
+
+
+def create_eos_target(positions_B: Tensor, seq_len: int) -> Tensor:
+    """1 (float32 [B, S]) at each sequence's EOS position, 0 elsewhere; all 0 where the position is `seq_len`."""
+    return (torch.arange(seq_len, device=positions_B.device) == positions_B[:, None]).float()
+
+
+def compute_eos_bce(probs_BxS: Tensor, targets_BxS: Tensor, mask_BxS: Tensor | None = None) -> Tensor:
+    """Mean binary cross-entropy of probabilities, over the positions where the mask is 1 (all where None).
+
+    Probabilities are kept 1e-7 away from 0 and 1, where the loss has no gradient.
+    """
+    p_BxS = probs_BxS.clamp(PROBABILITY_EPS, 1 - PROBABILITY_EPS)
+    losses_BxS = -(targets_BxS * p_BxS.log() + (1 - targets_BxS) * torch.log1p(-p_BxS))
+    mask_BxS = torch.ones_like(losses_BxS) if mask_BxS is None else mask_BxS
+    return (losses_BxS * mask_BxS).sum() / mask_BxS.sum()
+
+
+def compute_total_loss(logits_BxSxV: Tensor, targets_BxS: Tensor) -> Tensor:
+    """Cross-entropy a target token + 0.1 x binary cross-entropy of EOS, both up to the first EOS."""
+    eos_target_BxS = create_eos_target(find_eos_positions(targets_BxS), targets_BxS.shape[1])
+    eos_loss = compute_eos_bce(extract_eos_probs(logits_BxSxV), eos_target_BxS, create_target_mask(targets_BxS))
+    return compute_normalized_ce_loss(logits_BxSxV, targets_BxS) + EOS_LOSS_SCALE * eos_loss
+
+
+def compute_carry_loss(carry_logits_BxSxC: Tensor, carries_BxS: Tensor, targets_BxS: Tensor) -> Tensor:
+    """Cross-entropy of the carry out of each place, up to the first EOS of the targets."""
+    mask_BxS = create_target_mask(targets_BxS)
+    return compute_masked_ce_loss(carry_logits_BxSxC, carries_BxS, mask_BxS) / mask_BxS.sum()
+
+
+def compute_sum_loss(logits_BxUxV: Tensor, carry_logits_BxUxC: Tensor, sums_BxU: Tensor, targets_BxS: Tensor) -> Tensor:
+    """Cross-entropy of the sum after each step, its last digit and its tens, over the number of target tokens.
+
+    Sums of -1 don't count.
+    """
+    mask_BxU = (sums_BxU >= 0).float()
+    sums_BxU = sums_BxU.clamp(min=0)
+    digits = compute_masked_ce_loss(logits_BxUxV, sums_BxU % 10, mask_BxU)
+    tens = compute_masked_ce_loss(carry_logits_BxUxC, sums_BxU // 10, mask_BxU)
+    return (digits + tens) / create_target_mask(targets_BxS).sum()

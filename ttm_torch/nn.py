@@ -1,8 +1,0 @@
-"""`torch.nn` with the twin's `Embedding` and with `initializers`, as the checklist writes them."""
-
-from torch.nn import *  # noqa: F403
-
-from ttm_torch import initializers
-from ttm_torch.layers import Embedding
-
-__all__ = ["Embedding", "initializers"]

@@ -1,0 +1,152 @@
+"""Checkpoints of PyTorch states on disk (see `ttm_jax.training.checkpoint_files`): nothing in them can run code.
+
+`params/` has the weights as safetensors, under the names of the state_dict, which `parity.weights` takes to JAX;
+`training/` has the optimiser's state as `torch.load(..., weights_only=True)` reads it.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ttm_jax.training.checkpoint_files import (
+    BEST,
+    KEPT,
+    LATEST,
+    TORCH_FORMAT,
+    CheckpointError,
+    check_arrays,
+    find_checkpoint,
+    read_meta,
+    saved_steps,
+    verify,
+    write_checksums,
+)
+from ttm_jax.training.config import Config
+from ttm_torch.multiplication.model import TTMModel
+from ttm_torch.training.step import TrainState, create_model, create_state
+
+__all__ = [
+    "BEST",
+    "LATEST",
+    "CheckpointError",
+    "CheckpointFolder",
+    "find_checkpoint",
+    "load_meta",
+    "load_model",
+    "load_state",
+    "save_model",
+    "saved_steps",
+]
+
+_WEIGHTS, _TRAINING = "params/model.safetensors", "training/optimizer.pt"
+
+
+class CheckpointFolder:
+    """The checkpoints of one kind (`LATEST` or `BEST`) in a run folder."""
+
+    def __init__(self, workdir: Path, kind: str):
+        self.path = Path(workdir).absolute() / kind
+        self.path.mkdir(parents=True, exist_ok=True)
+        for left_by_a_kill in self.path.glob("*.tmp"):
+            shutil.rmtree(left_by_a_kill)
+        self._kept, self._with_training = KEPT[kind], kind == LATEST
+
+    def save(self, state: TrainState, meta: dict[str, Any]) -> Path:
+        """Writes the state and `meta` as the checkpoint of the state's step; nothing where it is there already."""
+        path = self.path / str(state.step)
+        if not path.exists():
+            _write(path, state.model, meta, _training(state) if self._with_training else None)
+        for step in saved_steps(self.path.parent, self.path.name)[: -self._kept]:
+            removed = self.path / f"{step}.tmp"
+            (self.path / str(step)).rename(removed)
+            shutil.rmtree(removed)
+        return path
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def load_meta(path: Path) -> tuple[Config, dict[str, Any]]:
+    """The config and the other metadata of a checkpoint.
+
+    Raises:
+        CheckpointError: if it is not one of the twin's or its config is not one that this version knows.
+    """
+    return read_meta(path, TORCH_FORMAT)
+
+
+def save_model(path: Path, model: TTMModel, meta: dict[str, Any]) -> None:
+    """Writes weights and `meta`, which has the config, as a checkpoint at a path where there is nothing yet."""
+    _write(path, model, meta, None)
+
+
+def load_model(path: Path, config: Config) -> TTMModel:
+    """The model of a checkpoint, on the CPU, in evaluation mode.
+
+    Raises:
+        CheckpointError: if the weights are missing, damaged or not those of the config.
+    """
+    model = create_model(config)
+    _load_weights(path, model)
+    return model.eval()
+
+
+def load_state(path: Path, config: Config, device: torch.device | str = "cpu") -> TrainState:
+    """The training state of a checkpoint, to go on from.
+
+    Raises:
+        CheckpointError: if the checkpoint holds no training state, or is damaged.
+    """
+    if not (path / "training").is_dir():
+        raise CheckpointError(f"checkpoint {path}: has no training/ to go on from")
+    state = create_state(config, device)
+    _load_weights(path, state.model)
+    verify(path, "training")
+    try:
+        training = torch.load(path / _TRAINING, map_location=device, weights_only=True)
+        state.optimizer.load_state_dict(training["optimizer"])
+        state.scheduler.load_state_dict(training["scheduler"])
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        raise CheckpointError(f"checkpoint {path}: training/ is damaged, or of another optimiser") from error
+    return state
+
+
+def _write(path: Path, model: TTMModel, meta: dict[str, Any], training: dict[str, Any] | None) -> None:
+    temporary = path.with_name(f"{path.name}.tmp")
+    for item in ("params", "meta", *(["training"] if training else [])):
+        (temporary / item).mkdir(parents=True)
+    save_file(_weights(model), temporary / _WEIGHTS)
+    text = json.dumps({**meta, "format": TORCH_FORMAT})
+    (temporary / "meta" / "metadata").write_text(text, encoding="utf-8")
+    if training:
+        torch.save(training, temporary / _TRAINING)
+    write_checksums(temporary)
+    temporary.rename(path)
+
+
+def _training(state: TrainState) -> dict[str, Any]:
+    return {"optimizer": state.optimizer.state_dict(), "scheduler": state.scheduler.state_dict()}
+
+
+def _weights(model: TTMModel) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+
+
+def _load_weights(path: Path, model: TTMModel) -> None:
+    verify(path, "params")
+    try:
+        weights = load_file(path / _WEIGHTS)
+    except (OSError, SafetensorError):
+        raise CheckpointError(f"checkpoint {path}: params/ is damaged") from None
+    check_arrays(path, "params", _shapes(weights), _shapes(model.state_dict()))
+    model.load_state_dict(weights)
+
+
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, str]:
+    return {name: f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}" for name, x in tensors.items()}

@@ -1,0 +1,26 @@
+"""The device that the commands compute on."""
+
+import argparse
+
+import torch
+
+from ttm_jax.training.config import ConfigError
+
+DEVICES = ("cpu", "cuda")
+
+
+def find_device(name: str | None = None) -> torch.device:
+    """The device of that name; where None, the GPU if there is one.
+
+    Raises:
+        ConfigError: if there is none of that name.
+    """
+    has_cuda = torch.cuda.is_available()
+    if name == "cuda" and not has_cuda:
+        raise ConfigError("--device cuda: PyTorch finds no CUDA device here; --device cpu computes without one")
+    return torch.device(name or ("cuda" if has_cuda else "cpu"))
+
+
+def add_device_flag(parser: argparse.ArgumentParser) -> None:
+    """--device, for `find_device`."""
+    parser.add_argument("--device", choices=DEVICES, help="where to compute (default: cuda where there is a GPU)")
