@@ -28,9 +28,9 @@ def convert_checkpoint(source: str | Path, target: str | Path) -> Path:
     import ttm_jax.training.checkpoint
     import ttm_torch.training.checkpoint
     from parity.weights import to_jax, to_torch
+    from ttm_jax.multiplication.objective import create_state
     from ttm_jax.training.config import ConfigError
-    from ttm_jax.training.step import create_state
-    from ttm_torch.training.step import create_model
+    from ttm_torch.multiplication.objective import create_model
 
     path, target = find_checkpoint(source), Path(target)
     if target.exists():

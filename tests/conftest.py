@@ -29,10 +29,12 @@ install_import_hook(
 )
 
 import ttm_jax  # noqa: E402
+from ttm_jax.multiplication.config import Config  # noqa: E402
 from ttm_jax.multiplication.metrics import create_target_mask  # noqa: E402
 from ttm_jax.multiplication.problems import MultiplicationDataset, operand_lengths  # noqa: E402
 from ttm_jax.multiplication.steps import training_arrays  # noqa: E402
-from ttm_jax.training.config import Config, config_from_dict, config_to_toml, override  # noqa: E402
+from ttm_jax.tasks import config_from_dict  # noqa: E402
+from ttm_jax.training.config import config_to_toml, override  # noqa: E402
 
 # Forty steps. The stage ends at step 20, in the middle of a mixture window; dropout and augmentation are on.
 # The cheapest modes of the machine, because each new config compiles a training step of its own.

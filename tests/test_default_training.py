@@ -3,10 +3,12 @@
 import pytest
 
 from ttm_jax.multiplication.multiplier import load
+from ttm_jax.multiplication.task import MARKS
+from ttm_jax.tasks import load_config
 from ttm_jax.train import Trainer
 from ttm_jax.training.command import DEFAULT_CONFIG
-from ttm_jax.training.config import find_config, load_config
-from ttm_jax.training.display import MARKS, PlainDisplay
+from ttm_jax.training.config import find_config
+from ttm_jax.training.display import PlainDisplay
 from ttm_jax.training.run_folder import RunFolder
 
 

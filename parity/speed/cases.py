@@ -12,9 +12,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from ttm_jax.multiplication.config import Config
 from ttm_jax.multiplication.problems import MultiplicationDataset
 from ttm_jax.multiplication.steps import training_arrays
-from ttm_jax.training.config import Config, find_config, load_config
+from ttm_jax.tasks import load_config
+from ttm_jax.training.config import find_config
 
 Kind = Literal["train", "forward", "stream"]
 DType = Literal["float32", "bfloat16"]

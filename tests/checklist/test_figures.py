@@ -20,7 +20,7 @@ from ttm_jax.measure.report import NOT_MEASURED, digits
 from ttm_jax.measure.results import load_results
 from ttm_jax.training.config import find_config
 from ttm_jax.training.run_folder import RunFolder
-from ttm_torch.training.step import loss_fn
+from ttm_torch.multiplication.objective import loss_fn
 
 ROOT = Path(__file__).parents[2]
 GPU = "nothing was measured on a GPU"
@@ -146,7 +146,7 @@ def masked_logits():
 def initial_loss():
     inputs, targets = map(torch.as_tensor, ttm_torch.MultiplicationDataset(16).generate_batch())
     loss, _ = loss_fn(seeded_model().eval(), {"inputs": inputs, "targets": targets})
-    return [f"{loss:.1f}"]
+    return [f"{loss.mean:.1f}"]
 
 
 def norms_of_the_default_run():

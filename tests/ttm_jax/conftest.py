@@ -11,13 +11,14 @@ import jax
 import numpy as np
 import pytest
 
+from ttm_jax.multiplication.config import Config
 from ttm_jax.multiplication.model import TTMModel
 from ttm_jax.multiplication.multiplier import Multiplier
+from ttm_jax.multiplication.objective import create_state
 from ttm_jax.multiplication.problems import encode_problems
 from ttm_jax.train import Trainer
 from ttm_jax.training.checkpoint import BEST, LATEST, find_checkpoint, load_meta, load_params, load_state, save_params
-from ttm_jax.training.config import Config, config_to_dict, override
-from ttm_jax.training.step import create_state
+from ttm_jax.training.config import config_to_dict, override
 
 
 @pytest.fixture(scope="session")

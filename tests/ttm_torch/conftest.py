@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from ttm_jax.training.config import Config
+from ttm_jax.multiplication.config import Config
 from ttm_torch.train import Trainer
 from ttm_torch.training.checkpoint import BEST, LATEST, find_checkpoint, load_meta, load_model, load_state
 

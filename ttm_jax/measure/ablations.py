@@ -16,12 +16,13 @@ from queue import SimpleQueue
 from threading import Event
 from typing import Any
 
-from ttm_jax.cli import Parser, fail, positive_int
+from ttm_jax.cli import Parser, clock, fail, positive_int
 from ttm_jax.measure.compare import summarize_run
 from ttm_jax.measure.markdown import markdown_table
+from ttm_jax.multiplication.config import Config
 from ttm_jax.multiplication.problems import MultiplicationDataset
-from ttm_jax.training.config import Config, ConfigError, config_from_dict, config_to_dict, find_config, load_config
-from ttm_jax.training.display import clock
+from ttm_jax.tasks import config_from_dict, load_config
+from ttm_jax.training.config import ConfigError, config_to_dict, find_config
 from ttm_jax.training.run_folder import RunFolder
 
 CONFIG = "ablation"
@@ -103,7 +104,7 @@ def count_parameters(config: Config) -> int:
     """Numbers in the parameters of a config's model."""
     import jax  # here alone: training runs in other processes
 
-    from ttm_jax.training.step import create_state
+    from ttm_jax.multiplication.objective import create_state
 
     return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(lambda: create_state(config).params)))
 

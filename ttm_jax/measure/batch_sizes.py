@@ -12,7 +12,9 @@ from ttm_jax.measure.progress import Progress
 from ttm_jax.measure.report import NOT_MEASURED, Table, median, peak, percent, quartiles, scaled
 from ttm_jax.measure.timing import affordable_calls, spread, time_interleaved, timed_call
 from ttm_jax.measure.workload import too_large, training_arguments, training_batch, training_flops, training_program
-from ttm_jax.training.config import Config, find_config, load_config
+from ttm_jax.multiplication.config import Config
+from ttm_jax.tasks import load_config
+from ttm_jax.training.config import find_config
 from ttm_jax.training.mesh import Placement, place
 
 CONFIG = "three_digits"  # memory 96

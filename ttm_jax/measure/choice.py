@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 from ttm_jax.measure import batch_sizes, history
 from ttm_jax.measure.report import NOT_MEASURED, peak, percent, times
-from ttm_jax.training.config import RematName
+from ttm_jax.multiplication.config import RematName
 
 REMAT_NAMES = get_args(RematName)  # the one that takes the least memory last
 PLATFORMS = {"cpu": "A processor", "gpu": "A GPU", "tpu": "A TPU"}

@@ -5,10 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ttm_jax.cli import Parser, fail
+from ttm_jax.cli import Parser, clock, fail
 from ttm_jax.measure.markdown import markdown_table
-from ttm_jax.training.config import ConfigError, changed_keys, flat_values, load_config
-from ttm_jax.training.display import MARKS, clock
+from ttm_jax.multiplication.task import MARKS
+from ttm_jax.tasks import load_config
+from ttm_jax.training.config import ConfigError, changed_keys, flat_values
 from ttm_jax.training.run_folder import RunFolder
 
 

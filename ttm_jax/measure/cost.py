@@ -12,14 +12,15 @@ import optax
 from jax.sharding import Mesh
 
 from ttm_jax.hardware.allocator import release_freed_memory
-from ttm_jax.machine.flops import Machine, forward_flops, head_cost
+from ttm_jax.machine.flops import Machine, forward_flops
 from ttm_jax.measure.input_shape import TRAIN_BATCH, check_input_shape
 from ttm_jax.measure.program import MEGABYTE, Program
-from ttm_jax.multiplication.model import TTMModel, make_machine
+from ttm_jax.multiplication.config import Config, DataConfig
+from ttm_jax.multiplication.model import TTMModel, head_cost, make_machine
+from ttm_jax.multiplication.objective import create_state
 from ttm_jax.multiplication.steps import CARRY_HEAD_TARGETS, num_machine_steps
-from ttm_jax.training.config import Config, DataConfig
-from ttm_jax.training.mesh import divide_gradients, mean_over_devices
-from ttm_jax.training.step import create_state, train_step
+from ttm_jax.training.mesh import add_over_devices, divide_by_data
+from ttm_jax.training.step import train_step
 
 MEMORY_SOURCES = ("program", "device")
 _PROCESS = Path("/proc/self")
@@ -126,13 +127,12 @@ def machine_train_step(machine: Any, optimizer: optax.GradientTransformation, me
     def gradients_of(variables: Any, tokens_BxTxNxD: jax.Array) -> tuple[jax.Array, Any]:
         if mesh is None:
             return jax.value_and_grad(loss_of)(variables, tokens_BxTxNxD)
-        (axis,) = mesh.axis_names
 
         def of_share(variables: Any, tokens: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
-            return mean_over_devices(jax.value_and_grad(loss_of)(variables, tokens), axis, jnp.ones(())), None
+            return add_over_devices(jax.value_and_grad(loss_of)(variables, tokens), mesh), None
 
-        (loss, gradients), _ = divide_gradients(of_share, mesh)(variables, tokens_BxTxNxD)
-        return loss, gradients
+        sums, _ = divide_by_data(of_share, mesh)(variables, tokens_BxTxNxD)
+        return jax.tree.map(lambda x: x / mesh.size, sums)
 
     def step(state: tuple[Any, Any], tokens_BxTxNxD: jax.Array) -> tuple[tuple[Any, Any], jax.Array]:
         variables, opt_state = state

@@ -18,8 +18,8 @@ from ttm_jax.measure.progress import Progress
 from ttm_jax.measure.report import Table, median, peak, scaled, times
 from ttm_jax.measure.timing import affordable_calls, spread, time_interleaved
 from ttm_jax.measure.workload import normal, random_variables, too_large
+from ttm_jax.multiplication.config import ModelConfig
 from ttm_jax.multiplication.model import make_machine
-from ttm_jax.training.config import ModelConfig
 
 LENGTHS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 QUICK_LENGTHS = (10, 100, 1000)

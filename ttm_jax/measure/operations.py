@@ -26,10 +26,13 @@ from ttm_jax.measure.workload import (
     training_batch,
     training_flops,
 )
-from ttm_jax.multiplication.model import make_machine
+from ttm_jax.multiplication.config import Config
+from ttm_jax.multiplication.model import TTMModel, make_machine
+from ttm_jax.multiplication.objective import create_state
 from ttm_jax.multiplication.vocab import VOCAB_SIZE
-from ttm_jax.training.config import Config, find_config, load_config
-from ttm_jax.training.step import create_state, train_step
+from ttm_jax.tasks import load_config
+from ttm_jax.training.config import find_config
+from ttm_jax.training.step import train_step
 
 EMPTY_CALL = "empty call"
 CALLS = 1000  # of the product, the embedding and the Transformer
@@ -171,8 +174,9 @@ def _multiplier_operations(sizes: Sizes, config: Config) -> Iterator[Operation]:
     state, batch = create_state(config), training_batch(config, B)
     variables = {"params": jax.tree.map(jnp.copy, state.params)}  # the training step takes the state's own
     inputs_BxS = jnp.asarray(batch["inputs"])
-    flops = measure_flops(state.model, (B, S))
-    yield Operation("multiplier", f"{S} places", state.model.apply, (variables, inputs_BxS), flops)
+    model = TTMModel(config.model)
+    flops = measure_flops(model, (B, S))
+    yield Operation("multiplier", f"{S} places", model.apply, (variables, inputs_BxS), flops)
     T = batch["targets"].shape[1]
     size, flops = f"{T} places", training_flops(config, B, T)
     yield Operation("multiplier train", size, train_step, (state, batch), flops, carries=True)

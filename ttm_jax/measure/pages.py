@@ -15,7 +15,7 @@ from ttm_jax.measure.report import NOT_MEASURED, median, peak, percent, times
 from ttm_jax.multiplication.diagnose import CAUSES
 from ttm_jax.multiplication.metrics import wilson_interval
 from ttm_jax.multiplication.problems import MAX_DIGITS, place_name, place_power
-from ttm_jax.training.config import config_from_dict
+from ttm_jax.tasks import config_from_dict
 
 CHECKPOINTS = ("multiplication", "five_digits")
 TRIED = ("quick", "three_digits", "five_digits", "multiplication")

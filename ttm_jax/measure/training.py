@@ -22,8 +22,9 @@ from ttm_jax.measure.workload import (
     training_program,
     training_step,
 )
-from ttm_jax.multiplication.steps import training_arrays
-from ttm_jax.training.config import Config, find_config, load_config
+from ttm_jax.multiplication.config import Config
+from ttm_jax.tasks import load_config, make_objective, make_task
+from ttm_jax.training.config import find_config
 from ttm_jax.training.mesh import Placement, place
 
 CONFIGS = ("quick", "three_digits")  # a small machine, and the checklist's sizes
@@ -117,8 +118,6 @@ def _take_turns(
     config: Config, placement: Placement, product: Callable[[], Any], steps: int, turns: int
 ) -> dict[str, Any]:
     """Seconds of a step alone, of one in the loop, of making a batch, and of the ceiling's product."""
-    from ttm_jax.train import Trainer  # and orbax, which takes a second
-
     config = replace(
         config,
         curriculum=replace(config.curriculum, start_stage=config.curriculum.last_stage),
@@ -142,65 +141,51 @@ def _take_turns(
         for _ in range(PRODUCTS_A_TURN):
             jax.block_until_ready(product())
 
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(config, Path(folder) / "run", stop_requested=lambda: clock.turns == turns)
-        # The first product after other work is slower than those that follow: it is not counted.
-        others = {"alone": alone(placement), "first product": product, "products": products}
-        if placement.mesh is not None:
-            others["undivided"] = alone(place(config.data.batch_size, num_devices=1))
-        clock = _Turns(steps, others, lambda: trainer.state.step)
-        trainer.run(clock)
-
-    def make_batch(n: int) -> Any:
-        batch = trainer.dataset.batch(0, n)
-        return placement.divide(training_arrays(batch, config.model, trainer.dataset.num_steps()))
-
-    data = [timed_call(lambda n=n: make_batch(n)) for n in range(5 * turns)]
-    steps_alone = {name: clock.seconds[name] for name in FORMS if name in clock.seconds}
+    # The first product after other work is slower than those that follow: it is not counted.
+    others = {"alone": alone(placement), "first product": product, "products": products}
+    if placement.step_mesh is not None:
+        others["undivided"] = alone(place(config.data.batch_size, num_devices=1))
+    in_loop, seconds = _time_turns(config, steps, turns, others)
+    task = make_task(config)
+    data = [timed_call(lambda n=n: placement.divide(task.batch(n).arrays)) for n in range(5 * turns)]
+    steps_alone = {name: seconds[name] for name in FORMS if name in seconds}
     return {
-        **{name: spread([seconds / steps for seconds in turns]) for name, turns in steps_alone.items()},
-        "in_loop": spread([seconds / steps for seconds in clock.in_loop]),
-        "product": spread([seconds / PRODUCTS_A_TURN for seconds in clock.seconds["products"]]),
+        **{name: spread([turn / steps for turn in found]) for name, found in steps_alone.items()},
+        "in_loop": spread([turn / steps for turn in in_loop]),
+        "product": spread([turn / PRODUCTS_A_TURN for turn in seconds["products"]]),
         "data": spread(data[1:]),
     }
 
 
-class _Turns:
-    """A display that shows nothing: after every `steps` steps of the loop, others take their turn.
+def _time_turns(
+    config: Config, steps: int, turns: int, others: Mapping[str, Callable[[], Any]]
+) -> tuple[list[float], dict[str, list[float]]]:
+    """Time the loop and others in turns of so many steps: seconds of each turn, the first, which compiles, left out."""
+    from ttm_jax.training.jax_engine import JaxEngine  # and orbax, which takes a second
+    from ttm_jax.training.loop import Stepped, train
 
-    Attributes:
-        turns: that were timed; the first, which compiles, is not.
-        in_loop: seconds of each turn of the loop.
-        seconds: of each turn of the others, by name.
-    """
+    class WatchedEngine(JaxEngine):
+        newest: Any = None
 
-    def __init__(self, steps: int, others: Mapping[str, Callable[[], Any]], newest: Callable[[], Any]):
-        self.turns = -1
-        self.in_loop: list[float] = []
-        self.seconds: dict[str, list[float]] = {name: [] for name in others}
-        self._steps, self._others, self._newest = steps, others, newest
-        self._begun = time.perf_counter()
+        def step(self, state: Any, arrays: Any, plan: Any) -> Any:
+            state, metrics = super().step(state, arrays, plan)
+            self.newest = metrics["loss"]
+            return state, metrics
 
-    def step(self, step: int, examples_per_second: float | None) -> None:
-        if step % self._steps:
-            return
-        jax.block_until_ready(self._newest())  # the loop has only dispatched it
-        in_loop = time.perf_counter() - self._begun
-        others = {name: timed_call(function) for name, function in self._others.items()}
-        if self.turns >= 0:
-            self.in_loop.append(in_loop)
-            for name, seconds in others.items():
-                self.seconds[name].append(seconds)
-        self.turns += 1
-        self._begun = time.perf_counter()
-
-    def __enter__(self) -> "_Turns":
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-    def message(self, text: str) -> None: ...
-    def train(self, record: dict[str, Any]) -> None: ...
-    def evaluation(self, record: dict[str, Any], examples: list[tuple[str, str, str]]) -> None: ...
+    engine = WatchedEngine(make_objective(config), config.optimizer, config.train.seed, config.data.batch_size)
+    in_loop: list[float] = []
+    seconds: dict[str, list[float]] = {name: [] for name in others}
+    with tempfile.TemporaryDirectory() as folder:
+        stop = lambda: len(in_loop) == 1 + turns  # noqa: E731
+        begun = time.perf_counter()
+        for event in train(config, make_task(config), engine, Path(folder) / "run", stop=stop):
+            if isinstance(event, Stepped) and event.step % steps == 0:
+                jax.block_until_ready(engine.newest)  # the loop has only dispatched it
+                in_loop.append(time.perf_counter() - begun)
+                for name, function in others.items():
+                    seconds[name].append(timed_call(function))
+                begun = time.perf_counter()
+    return in_loop[1:], {name: found[1:] for name, found in seconds.items()}
 
 
 def tables(section: dict[str, Any]) -> list[Table]:

@@ -118,14 +118,14 @@ def _row(
     scans = {name: machine.clone(remat=policy) for name, policy in SCANS.items()}
     whole, divided = (place(case.batch_size, num_devices=number) for number in (1, None))
     for name, form in {**scans, UNROLLED: Unrolled(machine)}.items():
-        if name in DIVIDED and divided.mesh is None:
+        if name in DIVIDED and divided.step_mesh is None:
             progress.step(f"left out: {name}, {what}")
             continue
         progress.step(f"compiling: {name}, {what}")
         placement = divided if name in DIVIDED else whole
         fresh = jax.tree.map(jnp.copy, (variables, jax.jit(optimizer.init)(variables)))
         state, tokens = placement.replicate(fresh), placement.divide(tokens_BxTxNxD)
-        step = machine_train_step(form, optimizer, placement.mesh)
+        step = machine_train_step(form, optimizer, placement.step_mesh)
         program = Program(step, state, tokens, carries=True, num_devices=len(placement.devices))
         row[name] = {"compile_s": program.compile_s, "memory": program.memory_dict()}
         if reason := too_large(program, device):

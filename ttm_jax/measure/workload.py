@@ -13,12 +13,13 @@ from ttm_jax.hardware.detect import free_memory
 from ttm_jax.measure.cost import measure_flops
 from ttm_jax.measure.program import Program
 from ttm_jax.measure.report import scaled
+from ttm_jax.multiplication.config import Config
 from ttm_jax.multiplication.model import TTMModel
+from ttm_jax.multiplication.objective import create_state
 from ttm_jax.multiplication.problems import MultiplicationDataset
 from ttm_jax.multiplication.steps import num_machine_steps, training_arrays
-from ttm_jax.training.config import Config
 from ttm_jax.training.mesh import Placement
-from ttm_jax.training.step import TrainState, create_state, train_step
+from ttm_jax.training.step import TrainState, train_step
 
 # A backward pass costs two forward passes. What is recomputed, and what the optimiser does, is not counted.
 TRAINING_PASSES = 3
@@ -54,7 +55,7 @@ def training_batch(config: Config, batch_size: int) -> dict[str, np.ndarray]:
 
 def training_step(placement: Placement) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
     """`train_step` of a state and a batch, as the trainer calls it."""
-    return partial(train_step, micro_batches=placement.micro_batches, remat=None, mesh=placement.mesh)
+    return partial(train_step, micro_batches=placement.micro_batches, remat=None, mesh=placement.step_mesh)
 
 
 def training_program(placement: Placement, *arguments: Any) -> Program:

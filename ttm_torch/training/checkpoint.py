@@ -14,6 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ttm_jax.multiplication.config import Config
+from ttm_jax.tasks import config_of_checkpoint
 from ttm_jax.training.checkpoint_files import (
     BEST,
     KEPT,
@@ -27,9 +29,9 @@ from ttm_jax.training.checkpoint_files import (
     verify,
     write_checksums,
 )
-from ttm_jax.training.config import Config
 from ttm_torch.multiplication.model import TTMModel
-from ttm_torch.training.step import TrainState, create_model, create_state
+from ttm_torch.multiplication.objective import create_model
+from ttm_torch.training.step import TrainState
 
 __all__ = [
     "BEST",
@@ -78,7 +80,8 @@ def load_meta(path: Path) -> tuple[Config, dict[str, Any]]:
     Raises:
         CheckpointError: if it is not one of the twin's or its config is not one that this version knows.
     """
-    return read_meta(path, TORCH_FORMAT)
+    meta = read_meta(path, TORCH_FORMAT)
+    return config_of_checkpoint(path, meta), meta
 
 
 def save_model(path: Path, model: TTMModel, meta: dict[str, Any]) -> None:
@@ -97,21 +100,22 @@ def load_model(path: Path, config: Config) -> TTMModel:
     return model.eval()
 
 
-def load_state(path: Path, config: Config, device: torch.device | str = "cpu") -> TrainState:
-    """The training state of a checkpoint, to go on from.
+def load_state(path: Path, state: TrainState) -> TrainState:
+    """Read the whole training state of a checkpoint into a fresh one, to go on from.
 
     Raises:
         CheckpointError: if the checkpoint holds no training state, or is damaged.
     """
     if not (path / "training").is_dir():
         raise CheckpointError(f"checkpoint {path}: has no training/ to go on from")
-    state = create_state(config, device)
+    device = next(state.model.parameters()).device
     _load_weights(path, state.model)
     verify(path, "training")
     try:
         training = torch.load(path / _TRAINING, map_location=device, weights_only=True)
         state.optimizer.load_state_dict(training["optimizer"])
         state.scheduler.load_state_dict(training["scheduler"])
+        state.carry = training.get("carry", ())  # which checkpoints until version 0.1 don't have
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise CheckpointError(f"checkpoint {path}: training/ is damaged, or of another optimiser") from error
     return state
@@ -131,7 +135,8 @@ def _write(path: Path, model: TTMModel, meta: dict[str, Any], training: dict[str
 
 
 def _training(state: TrainState) -> dict[str, Any]:
-    return {"optimizer": state.optimizer.state_dict(), "scheduler": state.scheduler.state_dict()}
+    parts = {"optimizer": state.optimizer.state_dict(), "scheduler": state.scheduler.state_dict()}
+    return {**parts, "carry": state.carry}
 
 
 def _weights(model: TTMModel) -> dict[str, Tensor]:

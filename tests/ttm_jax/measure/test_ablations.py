@@ -9,8 +9,9 @@ import pytest
 
 from ttm_jax.measure import ablations
 from ttm_jax.measure.ablations import CONFIG, REFERENCE, ROWS, main, split_cores
+from ttm_jax.tasks import load_config
 from ttm_jax.train import make_parser, resolve
-from ttm_jax.training.config import config_to_toml, find_config, load_config
+from ttm_jax.training.config import config_to_toml, find_config
 
 NAMES = [REFERENCE, "no memory"]
 LENGTHS = ("1x1", "2x1", "2x2", "3x1", "3x2")

@@ -7,6 +7,8 @@ import jax
 import numpy as np
 import pytest
 
+from ttm_jax.multiplication.objective import create_state
+from ttm_jax.tasks import config_from_dict
 from ttm_jax.training.checkpoint import (
     BEST,
     LATEST,
@@ -18,8 +20,7 @@ from ttm_jax.training.checkpoint import (
     load_state,
     saved_steps,
 )
-from ttm_jax.training.config import config_from_dict, config_to_dict, override
-from ttm_jax.training.step import create_state
+from ttm_jax.training.config import config_to_dict, override
 
 
 @pytest.fixture

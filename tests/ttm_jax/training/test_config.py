@@ -4,17 +4,16 @@ import re
 
 import pytest
 
+from ttm_jax.multiplication.config import Config
+from ttm_jax.tasks import config_from_dict, load_config
 from ttm_jax.training.config import (
-    Config,
     ConfigError,
     changed_keys,
-    config_from_dict,
     config_keys,
     config_to_dict,
     config_to_toml,
     find_config,
     flag_of,
-    load_config,
     override,
     shipped_configs,
 )

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 
 from ttm_jax.multiplication.multiplier import Multiplier
+from ttm_jax.multiplication.objective import create_state
 from ttm_jax.multiplication.problems import MultiplicationDataset, held_out_pairs
 from ttm_jax.multiplication.scores import answer_pairs, score_answers
 from ttm_jax.multiplication.steps import training_arrays
+from ttm_jax.tasks import load_config
 from ttm_jax.train import Trainer
-from ttm_jax.training.config import find_config, load_config, override
+from ttm_jax.training.config import find_config, override
 from ttm_jax.training.run_folder import RunFolder
-from ttm_jax.training.step import create_state, train_step
+from ttm_jax.training.step import train_step
 
 SEEDS = range(3)
 ADVICE = (

@@ -10,11 +10,12 @@ import pytest
 
 import ttm_jax.train
 from ttm_jax.multiplication.metrics import create_target_mask
+from ttm_jax.multiplication.objective import create_state, loss_fn
 from ttm_jax.train import Trainer, main
 from ttm_jax.training.checkpoint import LATEST, find_checkpoint, load_state, saved_steps
 from ttm_jax.training.config import override
 from ttm_jax.training.plan import OutOfMemory, StepPlan
-from ttm_jax.training.step import create_state, loss_fn, train_step
+from ttm_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("signal_handlers")
 
@@ -91,7 +92,7 @@ def test_each_micro_batch_has_a_dropout_key_of_its_own(tiny_config, batch):
         part = {name: array[4 * i : 4 * i + 4] for name, array in batch.items()}
         loss, _ = jax.jit(loss_fn, static_argnums=1)(state.params, state.model, part, jax.random.fold_in(key, i))
         tokens = create_target_mask(part["targets"]).sum()
-        total, count = total + tokens * float(loss), count + tokens
+        total, count = total + float(loss.total), count + tokens
     _, metrics = train_step(state, batch, micro_batches=2)
     assert float(metrics["loss"]) == pytest.approx(total / count, rel=1e-5)
 

@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+from ttm_jax.multiplication.objective import create_state
 from ttm_jax.multiplication.problems import MultiplicationDataset
 from ttm_jax.train import Trainer
 from ttm_jax.training.config import override
-from ttm_jax.training.step import create_state, train_step
+from ttm_jax.training.step import train_step
 
 TRACED, COMPILED = "/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/backend_compile_duration"
 

@@ -4,14 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from ttm_jax.multiplication.losses import compute_carry_loss, compute_sum_loss, compute_total_loss
-from ttm_jax.multiplication.metrics import position_accuracy, sequence_accuracy
+from ttm_jax.multiplication.losses import compute_total_loss, sum_carry_loss, sum_column_loss
+from ttm_jax.multiplication.metrics import create_target_mask, position_accuracy, sequence_accuracy
 from ttm_jax.multiplication.model import select_answers
+from ttm_jax.multiplication.objective import create_state, eval_step
 from ttm_jax.multiplication.problems import MultiplicationDataset, operand_lengths
 from ttm_jax.multiplication.steps import training_arrays
 from ttm_jax.multiplication.vocab import EOS_TOKEN, PAD_TOKEN
 from ttm_jax.training.config import override
-from ttm_jax.training.step import create_state, eval_step, train_step
+from ttm_jax.training.step import train_step
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +104,8 @@ def test_the_loss_is_of_answer_and_carries(tiny_config, batch):
     logits, carry_logits = apply(state.params)
     targets = jax.numpy.asarray(batch["targets"])
     answer = compute_total_loss(logits, targets)
-    carries = compute_carry_loss(carry_logits, jax.numpy.asarray(batch["carries"]), targets)
+    carries = sum_carry_loss(carry_logits, jax.numpy.asarray(batch["carries"]), targets)
+    carries /= create_target_mask(targets).sum()
     assert eval_step(state.model, state.params, batch)["loss"] == pytest.approx(float(answer + 0.5 * carries), rel=1e-5)
 
 
@@ -123,7 +125,8 @@ def test_the_loss_is_of_answer_and_running_sums(products):
     assert logits.shape[1] == batch["sums"].shape[1] == 6
     targets = jax.numpy.asarray(batch["targets"])
     answer = compute_total_loss(select_answers(config.model, batch["inputs"], logits, 5), targets)
-    sums = compute_sum_loss(logits, carry_logits, jax.numpy.asarray(batch["sums"]), targets)
+    sums = sum_column_loss(logits, carry_logits, jax.numpy.asarray(batch["sums"]))
+    sums /= create_target_mask(targets).sum()
     result = eval_step(state.model, state.params, batch)
     assert result["loss"] == pytest.approx(float(answer + 0.5 * sums), rel=1e-5)
     assert result["predictions"].shape == (8, 5)

@@ -17,9 +17,10 @@ import pytest
 import ttm_jax
 import ttm_jax.train
 from ttm_jax.cli import this_python
+from ttm_jax.tasks import load_config
 from ttm_jax.train import NonFiniteLoss, Trainer, main, make_parser, resolve
 from ttm_jax.training.checkpoint import BEST, LATEST, CheckpointError, find_checkpoint, load_meta, saved_steps
-from ttm_jax.training.config import ConfigError, config_to_toml, load_config, override
+from ttm_jax.training.config import ConfigError, config_to_toml, override
 from ttm_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("signal_handlers")

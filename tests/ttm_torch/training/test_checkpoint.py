@@ -13,6 +13,7 @@ import torch
 import ttm_torch
 from ttm_jax.training.config import config_to_dict, override
 from ttm_torch.evaluate import main
+from ttm_torch.multiplication.objective import create_state
 from ttm_torch.training.checkpoint import (
     BEST,
     LATEST,
@@ -24,7 +25,6 @@ from ttm_torch.training.checkpoint import (
     load_state,
     saved_steps,
 )
-from ttm_torch.training.step import create_state
 
 
 @pytest.fixture

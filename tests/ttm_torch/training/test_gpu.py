@@ -5,10 +5,10 @@ import torch
 
 import ttm_torch
 from ttm_jax.training.config import override
+from ttm_torch.multiplication.objective import create_state
 from ttm_torch.train import Trainer
 from ttm_torch.training.checkpoint import LATEST, find_checkpoint, load_state
 from ttm_torch.training.run_folder import device_name
-from ttm_torch.training.step import create_state
 
 pytestmark = [
     pytest.mark.gpu,

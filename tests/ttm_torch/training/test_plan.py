@@ -5,9 +5,9 @@ import pytest
 import torch
 
 import ttm_torch.train
+from ttm_torch.multiplication.objective import create_state, train_step_with_metrics
 from ttm_torch.train import main
 from ttm_torch.training.checkpoint import LATEST, find_checkpoint, load_state
-from ttm_torch.training.step import create_state, train_step_with_metrics
 
 pytestmark = pytest.mark.usefixtures("signal_handlers")
 

@@ -15,12 +15,14 @@ import torch
 import ttm_torch
 import ttm_torch.train
 from ttm_jax.cli import this_python
-from ttm_jax.training.config import ConfigError, config_to_toml, load_config, override
+from ttm_jax.multiplication.steps import training_arrays
+from ttm_jax.tasks import load_config
+from ttm_jax.training.config import ConfigError, config_to_toml, override
 from ttm_jax.training.run_folder import RunFolder
-from ttm_torch.multiplication.steps import training_arrays
+from ttm_torch.multiplication.objective import create_model, create_state, loss_fn, train_step_with_metrics
 from ttm_torch.train import NonFiniteLoss, Trainer, main, make_parser, resolve
 from ttm_torch.training.checkpoint import BEST, LATEST, find_checkpoint, load_meta, saved_steps
-from ttm_torch.training.step import create_model, create_state, loss_fn, random_seed, train_step_with_metrics
+from ttm_torch.training.step import random_seed
 
 pytestmark = pytest.mark.usefixtures("signal_handlers")
 
@@ -224,7 +226,7 @@ def test_the_norm_told_is_that_before_clipping(max_grad_norm, tiny_config):
     inputs, targets, carries, _ = ttm_torch.MultiplicationDataset(4).batch(0, 0)
     batch = {name: torch.as_tensor(x) for name, x in dict(inputs=inputs, targets=targets, carries=carries).items()}
     loss, _ = loss_fn(state.model, batch)
-    gradients = torch.autograd.grad(loss, list(state.model.parameters()))
+    gradients = torch.autograd.grad(loss.mean, list(state.model.parameters()))
     metrics = train_step_with_metrics(state.model, batch, state.optimizer, max_grad_norm=max_grad_norm)
     norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
     assert metrics["grad_norm"].item() == pytest.approx(norm.item(), rel=1e-5)
