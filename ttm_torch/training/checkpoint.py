@@ -7,14 +7,13 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from ttm_jax.multiplication.config import Config
 from ttm_jax.tasks import config_of_checkpoint
 from ttm_jax.training.checkpoint_files import (
     BEST,
@@ -29,8 +28,6 @@ from ttm_jax.training.checkpoint_files import (
     verify,
     write_checksums,
 )
-from ttm_torch.multiplication.model import TTMModel
-from ttm_torch.multiplication.objective import create_model
 from ttm_torch.training.step import TrainState
 
 __all__ = [
@@ -46,6 +43,7 @@ __all__ = [
     "saved_steps",
 ]
 
+Model = TypeVar("Model", bound=nn.Module)
 _WEIGHTS, _TRAINING = "params/model.safetensors", "training/optimizer.pt"
 
 
@@ -74,7 +72,7 @@ class CheckpointFolder:
         """Nothing is open."""
 
 
-def load_meta(path: Path) -> tuple[Config, dict[str, Any]]:
+def load_meta(path: Path) -> tuple[Any, dict[str, Any]]:
     """The config and the other metadata of a checkpoint.
 
     Raises:
@@ -84,18 +82,17 @@ def load_meta(path: Path) -> tuple[Config, dict[str, Any]]:
     return config_of_checkpoint(path, meta), meta
 
 
-def save_model(path: Path, model: TTMModel, meta: dict[str, Any]) -> None:
+def save_model(path: Path, model: nn.Module, meta: dict[str, Any]) -> None:
     """Writes weights and `meta`, which has the config, as a checkpoint at a path where there is nothing yet."""
     _write(path, model, meta, None)
 
 
-def load_model(path: Path, config: Config) -> TTMModel:
-    """The model of a checkpoint, on the CPU, in evaluation mode.
+def load_model(path: Path, model: Model) -> Model:
+    """Read the weights of a checkpoint into a model, and put it in evaluation mode.
 
     Raises:
-        CheckpointError: if the weights are missing, damaged or not those of the config.
+        CheckpointError: if the weights are missing, damaged or not those of the model.
     """
-    model = create_model(config)
     _load_weights(path, model)
     return model.eval()
 
@@ -121,7 +118,7 @@ def load_state(path: Path, state: TrainState) -> TrainState:
     return state
 
 
-def _write(path: Path, model: TTMModel, meta: dict[str, Any], training: dict[str, Any] | None) -> None:
+def _write(path: Path, model: nn.Module, meta: dict[str, Any], training: dict[str, Any] | None) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     for item in ("params", "meta", *(["training"] if training else [])):
         (temporary / item).mkdir(parents=True)
@@ -139,11 +136,11 @@ def _training(state: TrainState) -> dict[str, Any]:
     return {**parts, "carry": state.carry}
 
 
-def _weights(model: TTMModel) -> dict[str, Tensor]:
+def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
 
 
-def _load_weights(path: Path, model: TTMModel) -> None:
+def _load_weights(path: Path, model: nn.Module) -> None:
     verify(path, "params")
     try:
         weights = load_file(path / _WEIGHTS)
