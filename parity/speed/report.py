@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.speed.cases import AUTOTUNE, COMPILE, COMPILE_STEP, EAGER, JAX, OTHER_FORMS, PLAIN, UNROLLED, UNROLLED_REMAT
-from ttm_jax.measure.markdown import markdown_table
+from ttm_jax.measure.report import markdown_table
 
 LABELS = {
     JAX: "JAX",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ttm_jax.cli import Parser, fail
-from ttm_jax.measure.markdown import markdown_table
+from ttm_jax.measure.report import markdown_table
 from ttm_jax.training.config import ConfigError, changed_keys, flat_values, load_config
 from ttm_jax.training.display import MARKS, clock
 from ttm_jax.training.run_folder import RunFolder

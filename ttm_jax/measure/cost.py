@@ -74,7 +74,7 @@ def measure_memory(
     if source == "program":
         if program.memory is None:
             raise RuntimeError("the compiler of this device doesn't say what memory a program takes")
-        return program.memory.peak / MEGABYTE
+        return program.memory["peak"] / MEGABYTE
     jax.block_until_ready(make_arguments())  # compiled before the memory is looked at
     taken = device_memory_taken(lambda: jax.block_until_ready(program.bind(*make_arguments())()))
     if taken is None:
