@@ -30,7 +30,6 @@ EAGER, COMPILE, COMPILE_STEP, AUTOTUNE = "torch-eager", "torch-compile", "torch-
 VARIANTS = (JAX, EAGER, COMPILE, COMPILE_STEP)
 ONE_STEP_VARIANTS = (JAX, EAGER, COMPILE)  # where the whole pass is one step
 ALL_VARIANTS = (*VARIANTS, AUTOTUNE, *OTHER_FORMS)
-GROWING = (COMPILE, AUTOTUNE, UNROLLED, UNROLLED_REMAT)  # what they compile grows with the steps
 
 
 @dataclass(frozen=True)
