@@ -29,11 +29,7 @@ Values = dict[str, Any]
 
 
 def load(path: Path) -> Values:
-    """Reads a result.
-
-    Raises:
-        FileError: if it is none.
-    """
+    """Reads a result; FileError where it is none."""
     values = read_json(path)
     try:
         markdown(values)

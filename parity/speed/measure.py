@@ -41,8 +41,7 @@ class Refused(Exception):
 def check_agreement(values: Mapping[str, Sequence[float]], tolerance: float) -> float:
     """The largest difference of results from those of the first variant, relative to its largest.
 
-    Raises:
-        Refused: naming the two variants, if it is above the tolerance or not a number.
+    Refused, with the names of the two, where it is above the tolerance or not a number.
     """
     (reference, expected), *others = values.items()
     scale = np.abs(expected).max()
@@ -106,11 +105,7 @@ class Turns:
         return answers
 
     def time(self, rounds: int, calls: Mapping[str, int]) -> None:
-        """Times all workers in turns.
-
-        Raises:
-            Refused: if a result is not finite.
-        """
+        """Times all workers in turns; Refused where a result is not finite."""
         turns_s: dict[str, list[list[float]]] = {name: [] for name in calls}
         idle: dict[str, list[float]] = {name: [] for name in calls}
         for round_number in range(rounds):

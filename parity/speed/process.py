@@ -53,12 +53,7 @@ class Worker:
         self._answers: Any = self._process.stdout
 
     def ask(self, do: str, timeout: float, **arguments: Any) -> dict[str, Any]:
-        """Sends a command, and waits for the one line that answers it.
-
-        Raises:
-            WorkerTimeout: if it has not come after `timeout` seconds.
-            WorkerError: if the worker dies.
-        """
+        """Sends a command, and waits so many seconds for the one line that answers it."""
         with contextlib.suppress(BrokenPipeError):  # it has died: the answer says how
             print(json.dumps({"do": do, **arguments}), file=self._commands, flush=True)
         if not select.select([self._answers], [], [], timeout)[0]:

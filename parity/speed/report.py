@@ -90,11 +90,7 @@ def readme_table(result: dict[str, Any]) -> str:
 
 
 def put_in_readme(text: str, result: dict[str, Any]) -> str:
-    """The text with the short table between its marks.
-
-    Raises:
-        ValueError: if it has no marks.
-    """
+    """The text with the short table between its marks; ValueError where it has none."""
     return put_block(text, "speed", readme_table(result))
 
 

@@ -51,9 +51,8 @@ def hardware(platform: str, section: str) -> dict[str, Any] | None:
 
 def ablated(*names: str) -> list[str]:
     """Mean exact match on 3 x 2 of rows of the ablations, in %."""
-    results = ablations.Results(ROOT / "results")
-    results.load()
-    return [f"{statistics.mean(ablations.shares(results.rows()[name], '3x2')):.1f}" for name in names]
+    rows = ablations.rows_of(ablations.load_runs(ROOT / "results/ablations.json"))
+    return [f"{statistics.mean(ablations.shares(rows[name], '3x2')):.1f}" for name in names]
 
 
 def milliseconds(platform: str, operation: str) -> float | None:

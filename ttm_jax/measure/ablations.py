@@ -5,7 +5,7 @@ import re
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
@@ -95,11 +95,7 @@ class Run:
         }
 
     def train(self) -> "Run":
-        """Trains it to its end; what it prints is added to its log.
-
-        Raises:
-            TrainingFailed: if it does not end well.
-        """
+        """Trains it to its end, or raises TrainingFailed; what it prints is added to its log."""
         self.runs.mkdir(parents=True, exist_ok=True)
         with self.log.open("a", encoding="utf-8") as output:
             command = [sys.executable, *self.next_command()]
@@ -129,48 +125,32 @@ def trained_lengths(config: Config) -> list[str]:
     return list(map(str, dataset.lengths(config.curriculum.last_stage)))
 
 
-class Results:
-    """`ablations.json`: the finished runs, on one budget, of this and of earlier calls, by row and seed."""
+def load_runs(path: Path) -> list[dict[str, Any]]:
+    """Reads the finished runs of earlier calls; FileError where the file is of another command or budget."""
+    if not path.exists():
+        return []
+    values = read_json(path)
+    try:
+        runs = [run for run in values["runs"] if {"name", "seed", "exact_match"} <= run.keys()]
+        same = config_from_dict(values["budget"]) == budget()  # keys that it lacks count by their defaults
+    except (KeyError, TypeError):
+        raise FileError(f"{path}: not a result of this command; move it away") from None
+    except ConfigError:
+        same = False
+    if not same:
+        raise FileError(f"{path}: made with another configs/{CONFIG}.toml; move it away to begin anew")
+    return runs
 
-    def __init__(self, folder: Path):
-        self.path = folder / "ablations.json"
-        self.budget = load_config(find_config(CONFIG))
-        self.runs: dict[tuple[str, int], dict[str, Any]] = {}
 
-    def load(self) -> None:
-        """Reads the runs that are there.
+def budget() -> Config:
+    """The config that all runs share."""
+    return load_config(find_config(CONFIG))
 
-        Raises:
-            ValueError: if the file is no result of this command, or of another budget.
-        """
-        if not self.path.exists():
-            return
-        values = read_json(self.path)
-        try:
-            budget, runs = values["budget"], {(run["name"], run["seed"]): run for run in values["runs"]}
-        except (KeyError, TypeError):
-            raise FileError(f"{self.path}: not a result of this command; move it away") from None
-        try:
-            same = config_from_dict(budget) == self.budget  # keys that it lacks, as newer ones, count by their defaults
-        except ConfigError:
-            same = False
-        if not same:
-            raise FileError(f"{self.path}: made with another configs/{CONFIG}.toml; move it away to begin anew")
-        self.runs = runs
 
-    def add(self, run: Run) -> None:
-        """Adds a finished run."""
-        self.runs[run.name, run.seed] = run.summary()
-
-    def save(self) -> None:
-        """Writes the file."""
-        runs = [run for runs in self.rows().values() for run in runs]
-        write_json(self.path, {"budget": config_to_dict(self.budget), "runs": runs})
-
-    def rows(self) -> dict[str, list[dict[str, Any]]]:
-        """The runs of each row that has any, in order of their seeds."""
-        found = {name: [self.runs[key] for key in sorted(self.runs) if key[0] == name] for name in ROWS}
-        return {name: runs for name, runs in found.items() if runs}
+def rows_of(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """The runs of each row that has any, in order of their seeds."""
+    found = {name: sorted((run for run in runs if run["name"] == name), key=lambda run: run["seed"]) for name in ROWS}
+    return {name: runs for name, runs in found.items() if runs}
 
 
 def shares(runs: Sequence[dict[str, Any]], length: str) -> list[float]:
@@ -247,11 +227,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if unknown := [name for name in args.only if name not in ROWS]:
         return fail(parser, f"--only {unknown[0]!r}: there is no such row; --help lists them")
-    if args.length not in (lengths := trained_lengths(load_config(find_config(CONFIG)))):
+    if args.length not in (lengths := trained_lengths(budget())):
         return fail(parser, f"--length {args.length}: the runs have {', '.join(lengths)}")
     try:
         return _run(args)
-    except ValueError as error:
+    except (ConfigError, FileError) as error:
         return fail(parser, error)
     except TrainingFailed as error:
         return fail(parser, error, 1)
@@ -262,42 +242,41 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    results = Results(args.out)
-    results.load()
-    runs = [Run(name, seed, args.runs) for seed in range(args.seeds) for name in args.only]  # all rows come early
-    new = [run for run in runs if (run.name, run.seed) not in results.runs]
+    path = args.out / "ablations.json"
+    finished = load_runs(path)
+    known = {(run["name"], run["seed"]) for run in finished}
+    asked = [Run(name, seed, args.runs) for seed in range(args.seeds) for name in args.only]  # all rows come early
+    new = [run for run in asked if (run.name, run.seed) not in known]
     todo = [run for run in new if not run.is_finished()]
     if args.list:
         for run in todo:
             print(" ".join(["python", *run.next_command()]))
         return 0
-    for run in new:
-        if run not in todo:
-            results.add(run)
-    train(todo, args.jobs, results)
-    results.save()
-    rows = results.rows()
-    (args.out / "ablations.md").write_text(document(rows), encoding="utf-8")
-    draw(rows, args.length, args.out / "ablations.png")
+    finished += [run.summary() for run in new if run not in todo]
+    for done, run in enumerate(train(todo, args.jobs), 1):
+        finished.append(run.summary())
+        save_runs(path, finished)
+        print(f"{done} of {len(todo)}: {run.name}, seed {run.seed}: {clock(finished[-1]['seconds'])}", file=sys.stderr)
+    save_runs(path, finished)
+    rows = rows_of(finished)
+    path.with_suffix(".md").write_text(document(rows), encoding="utf-8")
+    draw(rows, args.length, path.with_suffix(".png"))
     print(markdown(rows), end="")
     return 0
 
 
-def train(todo: Sequence[Run], jobs: int, results: Results) -> None:
-    """Trains runs, `jobs` at a time; each that finishes is saved.
+def save_runs(path: Path, runs: Sequence[dict[str, Any]]) -> None:
+    """Writes the finished runs, row by row."""
+    ordered = [run for row in rows_of(runs).values() for run in row]
+    write_json(path, {"budget": config_to_dict(budget()), "runs": ordered})
 
-    Raises:
-        TrainingFailed: if one does not end well; those that were begun are seen to their end.
-    """
-    left, finished = iter(todo), 0
+
+def train(todo: Sequence[Run], jobs: int) -> Iterator[Run]:
+    """Trains runs, `jobs` at a time, and gives each that has finished; after one that failed none is begun."""
+    left = iter(todo)
     with ThreadPoolExecutor(jobs) as pool:
         begun = {pool.submit(run.train) for run in islice(left, jobs)}
         while begun:
             done, begun = wait(begun, return_when=FIRST_COMPLETED)
-            for future in done:
-                run, finished = future.result(), finished + 1
-                results.add(run)
-                results.save()
-                took = clock(results.runs[run.name, run.seed]["seconds"])
-                print(f"{finished} of {len(todo)}: {run.name}, seed {run.seed}: {took}", file=sys.stderr)
-            begun |= {pool.submit(run.train) for run in islice(left, len(done))}  # none after one that failed
+            yield from [future.result() for future in done]
+            begun |= {pool.submit(run.train) for run in islice(left, len(done))}

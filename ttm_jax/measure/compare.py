@@ -13,12 +13,10 @@ from ttm_jax.training.run_folder import RunFolder
 
 
 def summarize_run(path: Path, reference: Path) -> dict[str, Any]:
-    """One run as plain values: the keys in which its config differs from the reference's, and its evaluations.
+    """One run as plain values: the keys in which its config differs from the reference's, and its last evaluation.
 
-    "marks_met" maps each mark's length to the seconds at the first evaluation above it; None where there was none.
-
-    Raises:
-        ConfigError: if a folder has no readable config or no evaluation.
+    "marks_met" maps each mark's length to the seconds at the first evaluation above it; None where there was none. A
+    folder that has no readable config or no evaluation raises ConfigError.
     """
     config = load_config(path / "config.toml")
     values = flat_values(config)

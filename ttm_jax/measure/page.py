@@ -30,11 +30,7 @@ TITLES = {
 
 
 def regenerate(page: Path, folder: Path, results: list[dict[str, Any]]) -> list[Path]:
-    """Writes the table of `page`, and a page for each device; gives those that changed.
-
-    Raises:
-        FileError: if a page cannot be read or written, or `page` has not the marks of the table.
-    """
+    """Writes the table of `page`, and a page for each device; gives those that changed. FileError where it can't."""
     try:
         relative = Path(os.path.relpath(folder, page.parent or "."))
         pages = {page: put_block(page.read_text(encoding="utf-8"), "devices", devices(results, relative))}

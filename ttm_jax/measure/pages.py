@@ -114,11 +114,7 @@ def memory(results: Results) -> str:
 
 
 def seeds_of(results: Results, name: str, seeds: Iterable[int]) -> list[dict[str, Any]]:
-    """The evaluations of one row of results/default, a seed each.
-
-    Raises:
-        FileError: if they are not of these seeds, of one commit, and otherwise of one config.
-    """
+    """The evaluations of one row of results/default, which have to be of these seeds, one commit and one config."""
     runs = [results(f"default/{name}-{seed}") for seed in seeds]
     origins = []
     for seed, run in zip(seeds, runs, strict=True):
@@ -309,11 +305,7 @@ PAGES: dict[str, tuple[Callable[[Results], str], ...]] = {
 
 
 def render(text: str, blocks: Iterable[Callable[[Results], str]], results: Results) -> str:
-    """Gives a page's text with its blocks as the results have them.
-
-    Raises:
-        ValueError: if the marks of a block are not there, or a result.
-    """
+    """Gives a page's text with its blocks as the results have them; ValueError where marks or a result are missing."""
     for block in blocks:
         try:
             text = put_block(text, block.__name__, block(results))

@@ -47,11 +47,7 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], rule:
 
 
 def put_block(text: str, name: str, new: str) -> str:
-    """Gives the text of a page with a new block between the marks <!-- name --> and <!-- /name -->.
-
-    Raises:
-        ValueError: if the marks are not there.
-    """
+    """Gives a page's text with a new block between the marks <!-- name --> and <!-- /name -->, or raises ValueError."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, found_begin, rest = text.partition(begin)
     _, found_end, after = rest.partition(end)

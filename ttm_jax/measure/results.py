@@ -56,11 +56,7 @@ def result_path(folder: Path, name: str) -> Path:
 
 
 def load_result(path: Path) -> dict[str, Any]:
-    """One result file.
-
-    Raises:
-        FileError: if it cannot be read or is not one.
-    """
+    """Reads one result file; FileError where it is none."""
     result = read_json(path)
     if not isinstance(result, dict) or not {"name", "device", "machine"} <= result.keys():
         raise FileError(f"{path}: no result of this command: it names no device; move it away")
@@ -68,11 +64,7 @@ def load_result(path: Path) -> dict[str, Any]:
 
 
 def load_results(folder: Path) -> list[dict[str, Any]]:
-    """All results of a folder: processors first, and of those the one of which most was measured.
-
-    Raises:
-        FileError: if there is none, or one cannot be read.
-    """
+    """Reads all results of a folder: processors first, and of those the one of which most was measured."""
     results = [load_result(path) for path in sorted(folder.glob("*.json"))]
     if not results:
         raise FileError(f"{folder}: no results there; python -m ttm_jax.benchmark writes them")
@@ -84,11 +76,7 @@ def load_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def save_section(folder: Path, head: dict[str, Any], key: str, section: dict[str, Any]) -> Path:
-    """Puts a section into the file of its device, the other sections kept.
-
-    Raises:
-        FileError: if it cannot be written.
-    """
+    """Puts a section into the file of its device, the other sections kept."""
     path = result_path(folder, head["name"])
     sections = {**(load_result(path) if path.exists() else {}), key: section}
     write_json(path, {**head, **{name: sections[name] for name in SECTIONS if name in sections}})
@@ -96,11 +84,7 @@ def save_section(folder: Path, head: dict[str, Any], key: str, section: dict[str
 
 
 def check_folder(flag: str, folder: Path) -> None:
-    """Makes the folder that a flag names, and sees that files can be written there.
-
-    Raises:
-        FileError: if not.
-    """
+    """Makes the folder that a flag names, and sees that files can be written there, or raises FileError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -110,11 +94,7 @@ def check_folder(flag: str, folder: Path) -> None:
 
 
 def check_result(folder: Path, head: dict[str, Any]) -> None:
-    """Sees that what there is of a device can be added to: that it is readable, and of this very machine.
-
-    Raises:
-        FileError: if not.
-    """
+    """Sees that what there is of a device is readable, and of this very machine, or raises FileError."""
     path = result_path(folder, head["name"])
     if not path.exists():
         return

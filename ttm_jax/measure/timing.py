@@ -62,11 +62,7 @@ def affordable_calls(
 
 
 def spread(seconds: list[float]) -> dict[str, Any]:
-    """Median and quartiles in seconds, and the number of calls.
-
-    Raises:
-        ValueError: if there are fewer than two.
-    """
+    """Median and quartiles in seconds, and the number of calls, of which there have to be two."""
     if len(seconds) < 2:
         raise ValueError(f"a spread needs at least two timings, got {len(seconds)}")
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")
