@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.needs import missing_device
-from parity.speed.cases import ALL_VARIANTS, AUTOTUNE, Case, all_cases, quick_cases
+from parity.speed.cases import ALL_VARIANTS, Case, all_cases, quick_cases
 from parity.speed.measure import Limits, measure
 from parity.speed.report import draw, markdown, one_line, put_in_readme
 from ttm_jax.cli import Parser, fail, positive_int, show_progress
@@ -69,7 +69,7 @@ def _parser() -> Parser:
     parser.add_argument("--list", action="store_true", help="print the names of the cases and measure nothing")
     parser.add_argument(
         "--variants", nargs="+", choices=ALL_VARIANTS, metavar="VARIANT",
-        help=f"of {', '.join(ALL_VARIANTS)} (all but {AUTOTUNE}; the unrolled where it is compared)",
+        help=f"of {', '.join(ALL_VARIANTS)} (all; the other forms of JAX where they are compared)",
     )  # fmt: skip
     parser.add_argument(
         "--first-call", type=positive_int, default=300, metavar="SECONDS",

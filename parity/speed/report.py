@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from parity.speed.cases import AUTOTUNE, COMPILE, COMPILE_STEP, EAGER, JAX, OTHER_FORMS, PLAIN, UNROLLED, UNROLLED_REMAT
+from parity.speed.cases import COMPILE, COMPILE_STEP, EAGER, JAX, OTHER_FORMS, PLAIN, UNROLLED, UNROLLED_REMAT
 from ttm_jax.measure.report import markdown_table, put_block
 from ttm_jax.plotting import pyplot
 
@@ -13,7 +13,6 @@ LABELS = {
     EAGER: "eager",
     COMPILE: "compile",
     COMPILE_STEP: "compile step",
-    AUTOTUNE: "compile, max-autotune",
     PLAIN: "JAX, no remat",
     UNROLLED: "JAX unrolled, no remat",
     UNROLLED_REMAT: "JAX unrolled, remat",
@@ -95,53 +94,35 @@ def put_in_readme(text: str, result: dict[str, Any]) -> str:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """The ratios of the medians, with quartiles, as a chart."""
+    """The ratios of the medians, with quartiles, as a chart: a line a case, a mark a variant."""
     cases = [case for case in result["cases"] if "ms" in case["variants"].get(JAX, {})]
-    panels = {kind: chosen for kind in KINDS if (chosen := [case for case in cases if case["kind"] == kind])}
-    if not panels:
+    if not cases:
         return
     plt = pyplot()
-    heights = [len(chosen) + 1 for chosen in panels.values()]
-    figure, axes = plt.subplots(
-        len(panels), squeeze=False, height_ratios=heights, figsize=(9, 1.5 + 0.55 * sum(heights)), layout="constrained"
-    )
-    shown = [name for name in LABELS if name != JAX and any(_has_ratio(case, name) for case in cases)]
-    for axis, (kind, chosen) in zip(axes.flat, panels.items(), strict=True):
-        _draw_panel(axis, KINDS[kind], chosen, shown)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(shown), frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def _draw_panel(axis: Any, title: str, cases: Sequence[Case], shown: Sequence[str]) -> None:
-    height = 0.8 / max(len(shown), 1)
-    for i, name in enumerate(shown):
-        points = [(at, case["variants"][name]["ratio"]) for at, case in enumerate(cases) if _has_ratio(case, name)]
-        places = [at + (i - (len(shown) - 1) / 2) * height for at, _ in points]
-        medians = [ratio["median"] for _, ratio in points]
-        below = [ratio["median"] - ratio["quartile_1"] for _, ratio in points]
-        above = [ratio["quartile_3"] - ratio["median"] for _, ratio in points]
+    figure, axis = plt.subplots(figsize=(9, 1.5 + 0.4 * len(cases)), layout="constrained")
+    for i, name in enumerate(name for name in LABELS if name != JAX):
+        cells = [(at, case["variants"].get(name, {})) for at, case in enumerate(cases)]
+        if not (found := [(at, cell["ratio"]) for at, cell in cells if "ratio" in cell]):
+            continue
+        medians = [ratio["median"] for _, ratio in found]
+        below = [ratio["median"] - ratio["quartile_1"] for _, ratio in found]
+        above = [ratio["quartile_3"] - ratio["median"] for _, ratio in found]
         label = LABELS[name] if name.startswith("jax") else f"PyTorch, {LABELS[name]}"
-        color = f"C{list(LABELS).index(name)}"
-        lengths = [median - 1 for median in medians]
-        axis.barh(places, lengths, height, left=1, xerr=[below, above], capsize=2, label=label, color=color)
-    axis.set_xscale("log")
+        places = [at + 0.12 * (i - 1) for at, _ in found]
+        axis.errorbar(medians, places, xerr=[below, above], fmt="o", capsize=3, label=label)
+    names = [f"{_kind(case)}, {_what(case)}: JAX {_median(case['variants'][JAX])}" for case in cases]
+    axis.set(xscale="log", xlabel="time / time of JAX (right of 1: JAX is faster); median and quartiles of the rounds")
+    axis.set_yticks(range(len(cases)), names, fontsize="small")
+    axis.invert_yaxis()
     low, high = axis.get_xlim()
-    low, high = min(low, 0.8), max(high, 1.25)
-    axis.set(xlim=(low, high), ylim=(len(cases) - 0.4, -0.6), xlabel="time / time of JAX (right of 1: JAX is faster)")
-    axis.set_title(title, loc="left", fontsize="medium")
-    axis.axvline(1, color="black", linewidth=1)
     axis.set_xticks([tick for tick in _TICKS if low <= tick <= high])
     axis.xaxis.set_major_formatter("{x:g}")
     axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
-    axis.set_yticks(range(len(cases)), [f"{_what(case)}\nJAX {_median(case['variants'][JAX])}" for case in cases])
-    axis.tick_params(axis="y", labelsize="small")
+    axis.axvline(1, color="black", linewidth=1)
     axis.grid(axis="x", alpha=0.3)
-
-
-def _has_ratio(case: Case, name: str) -> bool:
-    return "ratio" in case["variants"].get(name, {})
+    figure.legend(loc="outside upper center", ncols=4, frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def _heading(result: dict[str, Any]) -> str:

@@ -129,7 +129,7 @@ def load_runs(path: Path) -> list[dict[str, Any]]:
     """Reads the finished runs of earlier calls; FileError where the file is of another command or budget."""
     if not path.exists():
         return []
-    values = read_json(path)
+    values, runs = read_json(path), []
     try:
         runs = [run for run in values["runs"] if {"name", "seed", "exact_match"} <= run.keys()]
         same = config_from_dict(values["budget"]) == budget()  # keys that it lacks count by their defaults

@@ -16,6 +16,7 @@ from ttm_jax.measure.workload import training_arguments, training_batch, trainin
 from ttm_jax.training.config import Config, find_config, load_config
 from ttm_jax.training.mesh import place
 
+TITLE, FLAG = "Batch size", "--batch-sizes"
 CONFIG = "three_digits"  # memory 96
 BATCH_SIZES = tuple(2**n for n in range(13))
 QUICK = {"batch_sizes": (8, 32), "budget_s": 2.0}

@@ -12,17 +12,7 @@ from ttm_jax.cli import Parser, fail, positive_int, show_progress
 from ttm_jax.files import FileError
 from ttm_jax.hardware.allocator import keep_freed_memory
 from ttm_jax.hardware.detect import devices_present
-from ttm_jax.measure import page
-from ttm_jax.measure.results import (
-    FLAGS,
-    SECTIONS,
-    check_folder,
-    check_result,
-    describe,
-    load_results,
-    save_section,
-    section_of,
-)
+from ttm_jax.measure import page, results
 from ttm_jax.measure.unrolled import STEPS, cases_of
 from ttm_jax.training.mesh import divide_processor
 
@@ -40,14 +30,10 @@ def make_parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_mutually_exclusive_group()
-    for key, text in (
-        ("training", "the training step of the shipped configs: alone, with its data, by operation"),
-        ("batch_sizes", "training throughput and memory against the batch size"),
-        ("history", "a step against the length of the history, beside a causal Transformer"),
-        ("unrolled", "the scan against the steps unrolled in Python"),
-        ("remat", "what a rematerialised step keeps"),
-    ):
-        what.add_argument(FLAGS[key], dest="key", action="store_const", const=key, help=text)
+    for key, module in results.SECTIONS.items():
+        if module.FLAG:
+            about = str(module.__doc__).partition("\n")[0]
+            what.add_argument(module.FLAG, dest="key", action="store_const", const=key, help=about)
     what.add_argument(
         "--page", type=Path, nargs="?", const=PAGE, metavar="FILE",
         help=f"measure nothing; write the results of --out into this page, {PAGE} where none is named",
@@ -92,14 +78,14 @@ def _measure(args: argparse.Namespace) -> int:
     folder = args.out or (None if args.quick else OUT)
     keep_freed_memory()  # as training does
     divide_processor()
-    found = [(device, describe(device)) for device in devices_present()]
+    found = [(device, results.describe(device)) for device in devices_present()]
     if folder:
-        check_folder("--out", folder)
+        results.check_folder("--out", folder)
         for _, head in found:
-            check_result(folder, head)
+            results.check_result(folder, head)
     if args.profile:
-        check_folder("--profile", args.profile)
-    console, module = Console(quiet=args.json), SECTIONS[args.key]
+        results.check_folder("--profile", args.profile)
+    console, module = Console(quiet=args.json), results.SECTIONS[args.key]
     shown: dict[str, Any] = {}
     for device, head in found:
         console.print(page.machine(head).to_rich())
@@ -109,13 +95,13 @@ def _measure(args: argparse.Namespace) -> int:
         if args.steps:
             options["cases"] = cases_of(args.steps)
         with show_progress() as progress:
-            section = section_of(device, args.quick, module.measure(device, progress, **options))
+            section = results.section_of(device, args.quick, module.measure(device, progress, **options))
         shown[head["name"]] = {**head, args.key: section}
         for table in module.tables(section):
             console.print(table.to_rich())
         written = []
         if folder:
-            written += [save_section(folder, head, args.key, section), *page.draw(folder, shown[head["name"]])]
+            written += [results.save_section(folder, head, args.key, section), *page.draw(folder, shown[head["name"]])]
         if args.profile:
             written += sorted((args.profile / device.platform).glob("**/perfetto_trace.json.gz"))
         for path in written:
@@ -128,10 +114,10 @@ def _measure(args: argparse.Namespace) -> int:
 def _write_page(args: argparse.Namespace) -> int:
     """Draws the figures and writes the pages, both from the result files alone."""
     folder = args.out or OUT
-    results = load_results(folder)
-    changed = page.regenerate(args.page, folder, results)
-    for result in results:
-        page.draw(folder, result)
+    devices = results.load_results(folder)
+    changed = page.regenerate(args.page, folder, devices)
+    for device in devices:
+        page.draw(folder, device)
     for path in changed:
         print(f"written: {path}")
     if not changed:

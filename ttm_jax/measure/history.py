@@ -22,6 +22,7 @@ from ttm_jax.multiplication.model import make_machine
 from ttm_jax.plotting import pyplot
 from ttm_jax.training.config import ModelConfig
 
+TITLE, FLAG = "Length of the history", "--history"
 LENGTHS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
 QUICK = {"lengths": (10, 100, 1000), "budget_s": 0.5, "longest_call_s": 2.0}
 ROUNDS = 5  # several calls a turn: a single one would find its weights driven out of the caches by the other model
@@ -61,22 +62,13 @@ def measure(
             progress.step(f"whole sequence of {steps:,} steps")
             whole.append(_whole_row(models, Turns(device, budget_s, most=100), steps, whole, longest_call_s))
     variables = {MACHINE: models.machine_variables, TRANSFORMER: models.transformer_variables}
+    rows, costs = {"streaming": streaming, "whole": whole}, {"time": lambda row: row["median_s"], "memory": planned}
     return {
         "sizes": asdict(sizes),
         "parameters": {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in variables.items()},
-        "streaming": streaming,
-        "whole": whole,
-        "wins": {
-            "streaming_time": wins_from(streaming, _seconds),
-            "streaming_memory": wins_from(streaming, planned),
-            "whole_time": wins_from(whole, _seconds),
-            "whole_memory": wins_from(whole, planned),
-        },
+        **rows,
+        "wins": {f"{form}_{of}": wins_from(rows[form], costs[of]) for form in rows for of in costs},
     }
-
-
-def _seconds(cost: dict[str, Any]) -> float:
-    return cost["median_s"]
 
 
 def wins_from(rows: list[dict[str, Any]], cost: Callable[[dict[str, Any]], float | None]) -> int | None:
@@ -110,9 +102,8 @@ class Models:
         self.transformer_variables = random_variables(self.transformer, self.tokens_BxNxD)
         _, self.memory_BxMxD = jax.jit(self.machine.apply)(self.machine_variables, tokens_Bx1xNxD)
         self.steps = 1
-        self.machine_program = Program(
-            self.machine_step, self.memory_BxMxD, self.machine_variables, self.tokens_BxNxD, carries=True
-        )
+        state = self.memory_BxMxD, self.machine_variables, self.tokens_BxNxD
+        self.machine_program = Program(self.machine_step, *state, carries=True)
         self._advance = jax.jit(self._make_steps)
 
     def advance(self, steps: int) -> None:
@@ -139,6 +130,10 @@ class Models:
         results: Any = self.transformer.apply(variables, tokens_BxNxD, cache)
         outputs_BxNxD, after = results
         return after._replace(length=cache.length), outputs_BxNxD
+
+    def transformer_outputs(self, *inputs: Any) -> jax.Array:
+        """Those of whole sequences."""
+        return self.transformer.apply(*inputs)[0]
 
     def empty_cache(self, steps: int) -> Cache:
         """A cache that is full after one more step; of zeros, for what it holds changes neither time nor memory."""
@@ -174,11 +169,7 @@ def _whole_row(
     }
     cases = {
         MACHINE: (models.machine.apply, models.machine_variables, (B, steps, N, D)),
-        TRANSFORMER: (
-            lambda *inputs: models.transformer.apply(*inputs)[0],
-            models.transformer_variables,
-            (B, steps * N, D),
-        ),
+        TRANSFORMER: (models.transformer_outputs, models.transformer_variables, (B, steps * N, D)),
     }
     for name, (apply, variables, shape) in cases.items():
         if reason := too_long(name, B * flops[name], shorter, longest_call_s):

@@ -24,6 +24,7 @@ from ttm_jax.multiplication.vocab import VOCAB_SIZE
 from ttm_jax.training.config import Config, find_config, load_config
 from ttm_jax.training.step import create_state, train_step
 
+TITLE, FLAG = "Operations", ""
 EMPTY_CALL = "empty call"
 OF_GIVEN_CALLS = "matrix product", "token embedding", "Transformer forward"
 ROUNDS = 10  # over which the calls are spread

@@ -17,16 +17,7 @@ from ttm_jax.measure.report import (
     scaled,
     write_changed,
 )
-from ttm_jax.measure.results import FLAGS, SECTIONS, result_path
-
-TITLES = {
-    "operations": "Operations",
-    "training": "Training step",
-    "batch_sizes": "Batch size",
-    "history": "Length of the history",
-    "unrolled": "Scanned and unrolled",
-    "remat": "Rematerialisation",
-}
+from ttm_jax.measure.results import SECTIONS, result_path
 
 
 def regenerate(page: Path, folder: Path, results: list[dict[str, Any]]) -> list[Path]:
@@ -90,9 +81,9 @@ def render_device(result: dict[str, Any]) -> str:
         machine(result).to_markdown(),
     ]
     for key, module in SECTIONS.items():
-        parts.append(f"## {TITLES[key]}")
+        parts.append(f"## {module.TITLE}")
         if key not in result:
-            command = f"python -m ttm_jax.benchmark {FLAGS[key]}".strip()
+            command = f"python -m ttm_jax.benchmark {module.FLAG}".strip()
             parts.append(f"{NOT_MEASURED.capitalize()}; `{command}` does.")
             continue
         parts += [table.to_markdown() for table in module.tables(result[key])]

@@ -150,9 +150,7 @@ def two_commits(results: Results) -> str:
     found = results("quick/two_commits")
     rows = []
     for row in found["seeds"]:
-        early, late = (
-            max(abs(row["relative"][step]) for step in steps) for steps in (("25", "50", "75", "100"), ("200",))
-        )
+        early, late = max(abs(row["relative"][step]) for step in EARLY), abs(row["relative"]["200"])
         ends = ["" if end is None else f"{_share(end):.1f}" for end in row["3x2"]]
         rows.append([str(row["seed"]), f"{early:.0e}", f"{late:.0e}", *ends])
     ends = [f"3 x 2 at `{commit[:7]}`, %" for commit in found["commits"]]
@@ -215,13 +213,8 @@ def causes(results: Results) -> str:
 
 def _looked_into(results: Results) -> list[tuple[str, str]]:
     """The networks that were looked into, each with those of DIGIT_LENGTHS that it was trained on."""
-    networks = ("three_digits", *CHECKPOINTS)
-    return [
-        (name, length)
-        for name in networks
-        for length in DIGIT_LENGTHS
-        if length in trained_lengths(results(f"{name}/evaluation"))
-    ]
+    trained = {name: trained_lengths(results(f"{name}/evaluation")) for name in ("three_digits", *CHECKPOINTS)}
+    return [(name, length) for name in trained for length in DIGIT_LENGTHS if length in trained[name]]
 
 
 def parity(results: Results) -> str:

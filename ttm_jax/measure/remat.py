@@ -13,6 +13,7 @@ from ttm_jax.measure.program import Program, Turns
 from ttm_jax.measure.report import Table, median, planned_memory, quartiles, scaled
 from ttm_jax.measure.workload import normal, random_variables
 
+TITLE, FLAG = "Rematerialisation", "--remat"
 Shape = tuple[int, int, int, int]  # [B, T, N, D]
 
 SHAPES: tuple[Shape, ...] = ((16, 32, 16, 128), (4, 8, 16, 768))

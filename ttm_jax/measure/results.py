@@ -14,23 +14,8 @@ from ttm_jax.hardware.detect import describe_device, detect_machine
 from ttm_jax.measure import batch_sizes, history, operations, remat, training, unrolled
 from ttm_jax.training.run_folder import provenance
 
-# In the order of the page; each with the flag that measures it.
-SECTIONS: dict[str, ModuleType] = {
-    "operations": operations,
-    "training": training,
-    "batch_sizes": batch_sizes,
-    "history": history,
-    "unrolled": unrolled,
-    "remat": remat,
-}
-FLAGS = {
-    "operations": "",
-    "training": "--training",
-    "batch_sizes": "--batch-sizes",
-    "history": "--history",
-    "unrolled": "--against-unrolled",
-    "remat": "--remat",
-}
+MODULES = operations, training, batch_sizes, history, unrolled, remat  # in the order of the page
+SECTIONS: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 FACTS = ("processor", "cores", "usable_cpus", "caches", "instruction_sets")  # by which machines are told apart
 
 

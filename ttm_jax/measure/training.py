@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,13 @@ from ttm_jax.measure.profile import (
 )
 from ttm_jax.measure.program import too_large
 from ttm_jax.measure.report import Table, median, percent, quartiles, ratio, scaled, times
-from ttm_jax.measure.timing import affordable_calls, spread, timed_call
+from ttm_jax.measure.timing import Function, affordable_calls, spread, timed_call
 from ttm_jax.measure.workload import training_arguments, training_flops, training_program, training_step
 from ttm_jax.multiplication.steps import training_arrays
 from ttm_jax.training.config import Config, find_config, load_config
 from ttm_jax.training.mesh import Placement, place
 
+TITLE, FLAG = "Training step", "--training"
 QUICK = {"configs": ("quick",), "budget_s": 4.0}
 FORMS = {"alone": "a step alone", "in_loop": "a step in the loop", "undivided": "a step alone on one device"}
 COMPARED = (("in_loop", "alone"), ("alone", "undivided"))
@@ -58,20 +59,16 @@ def measure(
         product = ceiling_functions(ceiling)[PRODUCT]
         rows = []
         for name, config in configs.items():
-            trace = (traces or Path(folder)) / name
-            rows.append(_row(name, config, device, product, ceiling, progress, budget_s, trace))
+            row = _measure_row(name, config, device, product, progress, budget_s, (traces or Path(folder)) / name)
+            if "skipped" not in row:
+                row["ceiling_flops_per_s"] = 2 * ceiling.product**3 / row["product"]["median_s"]
+                row["flops_fraction"] = row["flops"] / row["alone"]["median_s"] / row["ceiling_flops_per_s"]
+            rows.append(row)
     return {"wanted": WANTED, "rows": rows}
 
 
-def _row(
-    name: str,
-    config: Config,
-    device: jax.Device,
-    product: Callable[[], Any],
-    ceiling: CeilingSizes,
-    progress: Progress,
-    budget_s: float,
-    trace: Path,
+def _measure_row(
+    name: str, config: Config, device: jax.Device, product: Function, progress: Progress, budget_s: float, trace: Path
 ) -> dict[str, Any]:
     progress.step(f"compiling: {name}")
     B = config.data.batch_size
@@ -95,23 +92,12 @@ def _row(
     calls = affordable_calls(function, budget_s)
     steps = max(2, min(10, int(TURN_S / timed_call(function))))
     timings = _take_turns(config, placement, product, steps, turns=max(5, calls // (2 * steps)))
-    flops = training_flops(config, B, T)
-    ceiling_flops_per_s = 2 * ceiling.product**3 / timings["product"]["median_s"]
     progress.step(f"profiling: {name}")
-    return {
-        **row,
-        **timings,
-        "steps_a_turn": steps,
-        "flops": flops,
-        "ceiling_flops_per_s": ceiling_flops_per_s,
-        "flops_fraction": flops / timings["alone"]["median_s"] / ceiling_flops_per_s,
-        "profile": profile(function, program, trace, TRACED_CALLS),
-    }
+    found = profile(function, program, trace, TRACED_CALLS)
+    return {**row, **timings, "steps_a_turn": steps, "flops": training_flops(config, B, T), "profile": found}
 
 
-def _take_turns(
-    config: Config, placement: Placement, product: Callable[[], Any], steps: int, turns: int
-) -> dict[str, Any]:
+def _take_turns(config: Config, placement: Placement, product: Function, steps: int, turns: int) -> dict[str, Any]:
     """Seconds of a step alone, of one in the loop, of making a batch, and of the ceiling's product."""
     from ttm_jax.train import Trainer  # and orbax, which takes a second
 
@@ -121,7 +107,7 @@ def _take_turns(
         train=replace(config.train, eval_every_epochs=10**9, max_epochs=10**9),
     )
 
-    def alone(placement: Placement) -> Callable[[], Any]:
+    def alone(placement: Placement) -> Function:
         step = training_step(placement)
         state, batch = training_arguments(config, config.data.batch_size, placement)
 
@@ -170,7 +156,7 @@ class _Turns:
         seconds: of each turn of the others, by name.
     """
 
-    def __init__(self, steps: int, others: Mapping[str, Callable[[], Any]], newest: Callable[[], Any]):
+    def __init__(self, steps: int, others: Mapping[str, Function], newest: Function):
         self.turns = -1
         self.in_loop: list[float] = []
         self.seconds: dict[str, list[float]] = {name: [] for name in others}

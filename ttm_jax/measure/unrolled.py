@@ -24,6 +24,7 @@ from ttm_jax.measure.report import Table, median, percent, planned, planned_memo
 from ttm_jax.measure.workload import normal, random_variables
 from ttm_jax.training.mesh import place
 
+TITLE, FLAG = "Scanned and unrolled", "--against-unrolled"
 SCAN, UNROLLED = "scan", "unrolled"
 # The scan under the default policy, then under the others; then with the batch divided between the cores.
 _UNDIVIDED = {SCAN: DEFAULT_REMAT} | {f"{SCAN}, {name}": name for name in REMAT_POLICIES if name != DEFAULT_REMAT}
@@ -168,15 +169,9 @@ def tables(section: dict[str, Any]) -> list[Table]:
             compared.append([size, name, *(times(found[of]) for of in LABELS), *limits])
     targets = ", ".join(times(wanted[of]) for of in LABELS)
     at = f"wanted at {wanted['steps']} x {wanted['num_tokens']} on two cores: {targets}"
+    shown = [*headings, "compile", "train step", "quartiles", "temporary memory"]
+    headings += [*LABELS.values(), "step, arithmetic alone (its share)", "step, products alone"]
     return [
-        Table(
-            'the same arithmetic (compat="scenic"), scanned and unrolled',
-            [*headings, "compile", "train step", "quartiles", "temporary memory"],
-            rows,
-        ),
-        Table(
-            f"unrolled / scan ({at})",
-            [*headings, *LABELS.values(), "step, arithmetic alone (its share)", "step, products alone"],
-            compared,
-        ),
+        Table('the same arithmetic (compat="scenic"), scanned and unrolled', shown, rows),
+        Table(f"unrolled / scan ({at})", headings, compared),
     ]

@@ -426,9 +426,10 @@ def run(sections, capsys, monkeypatch, tmp_path):
         def measure(device, progress, **options):
             return {name: value for name, value in sections[key].items() if name not in ("quick", "provenance")}
 
-        return SimpleNamespace(measure=measure, tables=SECTIONS[key].tables, QUICK={})
+        module = SECTIONS[key]
+        return SimpleNamespace(**vars(module) | {"measure": measure, "QUICK": {}})
 
-    for module in (benchmark, page):
+    for module in (results, page):
         monkeypatch.setattr(module, "SECTIONS", {key: fake(key) for key in SECTIONS})
     monkeypatch.chdir(tmp_path)
 
@@ -569,7 +570,7 @@ def test_a_spoilt_file_is_found_before_anything_is_measured(run, tmp_path, monke
     run("--remat", "--out", "r")
     (path,) = (tmp_path / "r").iterdir()
     path.write_text("{")
-    monkeypatch.setattr(benchmark.SECTIONS["remat"], "measure", lambda *a: pytest.fail("measured"))
+    monkeypatch.setattr(results.SECTIONS["remat"], "measure", lambda *a: pytest.fail("measured"))
     code, _, err = run("--remat", "--out", "r")
     assert code == 2
     assert f"r/{path.name}: not JSON" in err
@@ -666,8 +667,8 @@ def test_the_numbers_of_the_page_are_those_of_the_results():
 def test_committed_results_say_where_they_come_from_and_the_page_what_is_missing():
     for result in load_results(RESULTS):
         part = page_of(result)
-        for key in SECTIONS:
-            title = f"## {page.TITLES[key]}\n\n"
+        for key, module in SECTIONS.items():
+            title = f"## {module.TITLE}\n\n"
             assert (f"{title}Not measured; `python -m ttm_jax.benchmark" in part) == (key not in result)
             if key in result:
                 assert not result[key]["quick"]
