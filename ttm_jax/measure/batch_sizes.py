@@ -103,11 +103,10 @@ def best_batch(rows: list[dict[str, Any]]) -> int | None:
 
 def tables(section: dict[str, Any]) -> list[Table]:
     """Throughput and memory by batch size."""
-    headings = ["batch", "devices", "step", "quartiles", "examples/s", "of ceiling", "memory, planned", "measured"]
+    headings = ["batch", "step", "quartiles", "examples/s", "of ceiling", "memory, planned", "memory, measured"]
     rows = [
         [
-            f"{row['batch_size']:,}" + (" (best)" if row["batch_size"] == section["best"] else ""),
-            str(row.get("num_devices", 1)),
+            f"{row['batch_size']:,}" + (" *" if row["batch_size"] == section["best"] else ""),
             median(row),
             quartiles(row),
             f"{row['examples_per_s']:,.0f}",
@@ -118,4 +117,6 @@ def tables(section: dict[str, Any]) -> list[Table]:
         for row in section["rows"]
     ]
     title = f"training the multiplier at M={section['memory_size']}, {section['num_steps']} places"
-    return [Table(f"{title}; best is the smallest within 5 % of the most examples/s", headings, rows)]
+    if divided := [row["batch_size"] for row in section["rows"] if row.get("num_devices", 1) > 1]:
+        title += f", divided between devices from batch {divided[0]} on"
+    return [Table(f"{title}; * the best: the smallest within 5 % of the most examples/s", headings, rows)]

@@ -88,7 +88,8 @@ def _measure(args: argparse.Namespace) -> int:
     console, module = Console(quiet=args.json), results.SECTIONS[args.key]
     shown: dict[str, Any] = {}
     for device, head in found:
-        console.print(page.machine(head).to_rich())
+        for fact in page.machine(head).rows:
+            console.print(": ".join(fact), highlight=False, soft_wrap=True)
         options: dict[str, Any] = dict(module.QUICK) if args.quick else {}
         if args.profile:
             options["traces"] = args.profile / device.platform

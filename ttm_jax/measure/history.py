@@ -16,7 +16,7 @@ from ttm_jax.cli import Progress
 from ttm_jax.machine.causal_transformer import Cache, CausalTransformer
 from ttm_jax.machine.flops import causal_step_cost, multiply_adds
 from ttm_jax.measure.program import Program, Turns
-from ttm_jax.measure.report import NOT_MEASURED, Table, median, planned, planned_memory, ratio, scaled, times
+from ttm_jax.measure.report import Table, median, planned, planned_memory, ratio, scaled, times
 from ttm_jax.measure.workload import normal, random_variables
 from ttm_jax.multiplication.model import make_machine
 from ttm_jax.plotting import pyplot
@@ -218,17 +218,18 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 def _summary(section: dict[str, Any]) -> Table:
     """Of each model its size, and how the cost of a streaming step grows; from which length on the machine wins."""
-    streaming, wins = section["streaming"], section["wins"]
-    rows = []
+    columns = []
     for name in MODELS:
-        measured = [row[name] for row in streaming if "skipped" not in row[name]]
-        growth = ratio(measured[-1]["median_s"], measured[0]["median_s"]) if measured else None
-        flops = scaled(measured[-1]["flops"], "FLOP") if measured else NOT_MEASURED
-        rows.append([name, f"{section['parameters'][name]:,}", flops, times(growth), *4 * ["-"]])
-    rows[0][4:] = ["never" if wins[key] is None else f"from {wins[key]:,} steps" for key in wins]
-    headings = ["", "parameters", "last streaming step", "time, last / first", "less time, streaming"]
-    more = ["less memory, streaming", "less time, whole", "less memory, whole"]
-    return Table("both models, and the lengths from which on the machine costs less", [*headings, *more], rows)
+        measured = [row[name] for row in section["streaming"] if "skipped" not in row[name]] or [{}]
+        growth = ratio(measured[-1].get("median_s"), measured[0].get("median_s"))
+        parameters = f"{section['parameters'][name]:,}"
+        columns.append([parameters, scaled(measured[-1].get("flops"), "FLOP"), times(growth)])
+    labels = "parameters", "last streaming step", "its time by that of the first"
+    facts = [list(row) for row in zip(labels, *columns, strict=True)]
+    for key, steps in section["wins"].items():
+        form, of = key.split("_")
+        facts.append([f"less {of}, {form}", "never" if steps is None else f"from {steps:,} steps on", "-"])
+    return Table("both models, and the lengths from which on the machine costs less", ["", *MODELS], facts)
 
 
 def draw(section: dict[str, Any], path: Path) -> None:

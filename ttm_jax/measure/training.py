@@ -187,7 +187,7 @@ class _Turns:
 
 def tables(section: dict[str, Any]) -> list[Table]:
     """The steps, what they reach, how their operations divide, and the costliest operations of each config."""
-    steps, reached, shares, costliest = [], [], [], []
+    steps, reached, shares, costliest = [], [], {}, []
     for row in section["rows"]:
         n = row.get("num_devices", 1)
         devices = f" divided between {n} devices" if n > 1 else ""
@@ -203,13 +203,14 @@ def tables(section: dict[str, Any]) -> list[Table]:
         seconds = {form: row[form]["median_s"] for form in forms}
         compared = [times(ratio(seconds[a], seconds[b]) if b in seconds else None) for a, b in COMPARED]
         reached.append([row["config"], percent(row["flops_fraction"]), *map(percent, limits(row)), *compared])
-        shares.append([row["config"], *map(percent, _shares(row).values())])
+        shares[row["config"]] = _shares(row)
         costliest.append(_costliest(row))
+    divided = [[name, *(percent(found[name]) for found in shares.values())] for name in SHARES]
     limit = ["nothing made again or copied", "products alone", "in the loop / alone", "divided / on one device"]
     return [
         Table("training step", ["", "median", "quartiles", "of ceiling"], steps),
         Table(f"share of the ceiling (wanted: {percent(section['wanted'])})", ["", "a step alone", *limit], reached),
-        Table("shares of the operations by kind and by pass", ["", *SHARES], shares),
+        Table("shares of the operations by kind and by pass", ["", *shares], divided),
         *costliest,
     ]
 

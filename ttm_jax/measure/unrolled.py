@@ -147,13 +147,12 @@ def scans_of(row: dict[str, Any]) -> list[str]:
 
 
 def tables(section: dict[str, Any]) -> list[Table]:
-    """A row a form, then how many times as much the unrolled one takes as each scan.
+    """A row a form, how many times as much the unrolled one takes as each scan, and how fast the first scan could be.
 
-    Of the first scan also the ratio that its train step could have by the shares of its operations: were nothing made
-    again and nothing copied, and were the products of forward and backward pass all that it does.
+    That is by the shares of its operations: were nothing made again and nothing copied, and were the products of
+    forward and backward pass all that it does.
     """
-    headings, wanted = ["steps x tokens, batch", "form"], section["wanted"]
-    rows, compared = [], []
+    rows, compared, limits = [], [], []
     for row in section["rows"]:
         size = f"{row['steps']} x {row['num_tokens']:,}, {row['batch_size']}"
         for name in (*scans_of(row), UNROLLED):
@@ -162,16 +161,18 @@ def tables(section: dict[str, Any]) -> list[Table]:
             rows.append([size, name, *cells])
         for name in scans_of(row):
             found = ratios(row[name], row[UNROLLED])
-            limits = ["-", "-"]
-            if name == SCAN and "arithmetic_share" in row:
-                shares = row["arithmetic_share"], row["product_share"]
-                limits = [f"{times(ratio(found['step'], share))} ({percent(share)})" for share in shares]
-            compared.append([size, name, *(times(found[of]) for of in LABELS), *limits])
+            compared.append([size, name, *(times(found[of]) for of in LABELS)])
+        if "arithmetic_share" in row:
+            shares = row["arithmetic_share"], row["product_share"]
+            step = ratios(row[SCAN], row[UNROLLED])["step"]
+            limits.append([size, *(cell for share in shares for cell in (percent(share), times(ratio(step, share))))])
+    wanted, headings = section["wanted"], ["steps x tokens, batch", "form"]
     targets = ", ".join(times(wanted[of]) for of in LABELS)
     at = f"wanted at {wanted['steps']} x {wanted['num_tokens']} on two cores: {targets}"
     shown = [*headings, "compile", "train step", "quartiles", "temporary memory"]
-    headings += [*LABELS.values(), "step, arithmetic alone (its share)", "step, products alone"]
+    reached = [headings[0], "nothing made again or copied", "train step", "products alone", "train step"]
     return [
         Table('the same arithmetic (compat="scenic"), scanned and unrolled', shown, rows),
-        Table(f"unrolled / scan ({at})", headings, compared),
+        Table(f"unrolled / scan ({at})", [*headings, *LABELS.values()], compared),
+        *([Table("unrolled / scan, were the scan only a share of its operations", reached, limits)] if limits else []),
     ]
