@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.speed.cases import COMPILE, COMPILE_STEP, EAGER, JAX, OTHER_FORMS, PLAIN, UNROLLED, UNROLLED_REMAT
-from ttm_jax.measure.report import markdown_table, put_block
+from ttm_jax.measure.report import markdown_table, put_block, short_commit
 from ttm_jax.plotting import pyplot
 
 LABELS = {
@@ -144,11 +144,10 @@ Processes that wait {waiting}.
 
 
 def _origin(result: dict[str, Any]) -> str:
-    commit, _, changes = (result["commit"] or "unknown").partition("+")
     device = result["machine"] if result["backend"] == "cpu" else f"{result['device']} ({result['machine']})"
     date = max(case["run"]["date"] for case in result["cases"])[:10]
-    changed = "+changes" if changes else ""
-    return f"{device}; jax {result['jax']}, torch {result['torch']}; commit `{commit[:7]}{changed}`, {date}."
+    commit = short_commit(result["commit"])
+    return f"{device}; jax {result['jax']}, torch {result['torch']}; commit `{commit}`, {date}."
 
 
 def _table(

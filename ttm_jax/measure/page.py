@@ -15,6 +15,7 @@ from ttm_jax.measure.report import (
     percent,
     put_block,
     scaled,
+    short_commit,
     write_changed,
 )
 from ttm_jax.measure.results import SECTIONS, result_path
@@ -118,9 +119,8 @@ def _kibibytes(count: int) -> str:
 
 def _origin(section: dict[str, Any]) -> str:
     where = section["provenance"]
-    commit, _, changes = (where["commit"] or UNKNOWN).partition("+")
     words = [
         f"`{where['command']}`, {where['machine']}, jax {where['jax']}, Python {where['python']}",
-        f"commit `{commit[:7]}`{'+changes' if changes else ''}, {where['date'][:10]}.",
+        f"commit `{short_commit(where['commit'])}`, {where['date'][:10]}.",
     ]
     return ", ".join(words) + (" A quick run: few calls." if section["quick"] else "")

@@ -92,6 +92,12 @@ def times(ratio: float | None) -> str:
     return NOT_MEASURED if ratio is None else f"{digits(ratio)}x"
 
 
+def short_commit(commit: str | None) -> str:
+    """A commit in seven digits, with "+changes" where it has any."""
+    name, _, changes = (commit or "unknown").partition("+")
+    return name[:7] + ("+changes" if changes else "")
+
+
 def ratio(a: float | None, b: float | None) -> float | None:
     """The quotient of two figures; None where one is not known."""
     return None if a is None or b is None else a / b
