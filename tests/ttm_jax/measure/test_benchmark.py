@@ -26,6 +26,7 @@ from ttm_jax.measure import (
     page,
     program,
     remat,
+    results,
     training,
     unrolled,
     workload,
