@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from ttm_jax.training.config import OptimizerConfig, TrainConfig
+from ttm_jax.multiplication.config import TrainConfig
+from ttm_jax.training.config import OptimizerConfig
 from ttm_jax.training.step import Loss
 from ttm_jax.training.task import Batch, Curve, Evaluation, Predict, Record, Verdict
 

@@ -2,34 +2,37 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from ttm_jax.cli import Progress
 from ttm_jax.measure.ceilings import PRODUCT, CeilingSizes, ceiling_functions, ceiling_sizes
-from ttm_jax.measure.profile import arithmetic_share, product_share, profile
-from ttm_jax.measure.progress import Progress
-from ttm_jax.measure.report import Table, median, percent, quartiles, scaled, times
-from ttm_jax.measure.timing import affordable_calls, spread, timed_call
-from ttm_jax.measure.workload import (
-    too_large,
-    training_arguments,
-    training_flops,
-    training_program,
-    training_step,
+from ttm_jax.measure.profile import (
+    KINDS,
+    PHASES,
+    UNNAMED,
+    arithmetic_share,
+    product_share,
+    profile,
 )
+from ttm_jax.measure.program import too_large
+from ttm_jax.measure.report import Table, median, percent, quartiles, ratio, scaled, times
+from ttm_jax.measure.timing import Function, affordable_calls, spread, timed_call
+from ttm_jax.measure.workload import training_arguments, training_flops, training_program, training_step
 from ttm_jax.multiplication.config import Config
 from ttm_jax.tasks import load_config, make_objective, make_task
 from ttm_jax.training.config import find_config
 from ttm_jax.training.mesh import Placement, place
 
-CONFIGS = ("quick", "three_digits")  # a small machine, and the checklist's sizes
-QUICK_CONFIGS = ("quick",)
+TITLE, FLAG = "Training step", "--training"
+QUICK = {"configs": ("quick",), "budget_s": 4.0}
 FORMS = {"alone": "a step alone", "in_loop": "a step in the loop", "undivided": "a step alone on one device"}
+COMPARED = (("in_loop", "alone"), ("alone", "undivided"))
+SHARES = (*KINDS, *PHASES, UNNAMED.part)
 WANTED = 0.6  # of the ceiling
 COSTLIEST = 10
 TRACED_CALLS = 3
@@ -39,41 +42,34 @@ TURN_S = 1.0  # in which so many steps are taken as fit, at least two and at mos
 
 def measure(
     device: jax.Device,
-    quick: bool,
     progress: Progress,
-    configs: Mapping[str, Config] | None = None,
+    configs: Mapping[str, Config] | Sequence[str] = ("quick", "three_digits"),
     ceiling: CeilingSizes | None = None,
-    budget_s: float | None = None,
+    budget_s: float = 40.0,
     traces: Path | None = None,
 ) -> dict[str, Any]:
     """Times the training step of each config, alone and in the loop, in turns, and profiles it.
 
-    Each has `budget_s` seconds: 40, or 4 in a quick run. The traces are kept in `traces`, a folder a config.
+    Configs are given, or named. The traces are kept in `traces`, a folder a config.
     """
-    if configs is None:
-        configs = {name: load_config(find_config(name)) for name in (QUICK_CONFIGS if quick else CONFIGS)}
-    ceiling = ceiling_sizes(device) if ceiling is None else ceiling
-    budget_s = (4.0 if quick else 40.0) if budget_s is None else budget_s
-    with jax.default_device(device), ExitStack() as stack:
-        traces = traces or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    if not isinstance(configs, Mapping):
+        configs = {name: load_config(find_config(name)) for name in configs}
+    ceiling = ceiling or ceiling_sizes(device)
+    with jax.default_device(device), tempfile.TemporaryDirectory() as folder:
         progress.plan(3 * len(configs))
         product = ceiling_functions(ceiling)[PRODUCT]
-        rows = [
-            _row(name, config, device, product, ceiling, progress, budget_s, traces / name)
-            for name, config in configs.items()
-        ]
+        rows = []
+        for name, config in configs.items():
+            row = _measure_row(name, config, device, product, progress, budget_s, (traces or Path(folder)) / name)
+            if "skipped" not in row:
+                row["ceiling_flops_per_s"] = 2 * ceiling.product**3 / row["product"]["median_s"]
+                row["flops_fraction"] = row["flops"] / row["alone"]["median_s"] / row["ceiling_flops_per_s"]
+            rows.append(row)
     return {"wanted": WANTED, "rows": rows}
 
 
-def _row(
-    name: str,
-    config: Config,
-    device: jax.Device,
-    product: Callable[[], Any],
-    ceiling: CeilingSizes,
-    progress: Progress,
-    budget_s: float,
-    trace: Path,
+def _measure_row(
+    name: str, config: Config, device: jax.Device, product: Function, progress: Progress, budget_s: float, trace: Path
 ) -> dict[str, Any]:
     progress.step(f"compiling: {name}")
     B = config.data.batch_size
@@ -87,36 +83,22 @@ def _row(
         "num_steps": T,
         "num_devices": len(placement.devices),
         "micro_batches": placement.micro_batches,
-        "memory": program.memory_dict(),
+        "memory": program.memory,
     }
+    progress.step(f"timing: {name}")
     if reason := too_large(program, device):
-        progress.step(f"left out: {name}")
         progress.step(f"left out: {name}")
         return {**row, "skipped": reason}
     function = program.bind(state, batch)
     calls = affordable_calls(function, budget_s)
-    step_s = timed_call(function)
-    progress.step(f"timing: {name}")
-    steps = max(2, min(10, int(TURN_S / step_s)))
+    steps = max(2, min(10, int(TURN_S / timed_call(function))))
     timings = _take_turns(config, placement, product, steps, turns=max(5, calls // (2 * steps)))
-    flops = training_flops(config, B, T)
-    ceiling_flops_per_s = 2 * ceiling.product**3 / timings["product"]["median_s"]
     progress.step(f"profiling: {name}")
     found = profile(function, program, trace, TRACED_CALLS)
-    return {
-        **row,
-        **timings,
-        "steps_a_turn": steps,
-        "flops": flops,
-        "ceiling_flops_per_s": ceiling_flops_per_s,
-        "flops_fraction": flops / timings["alone"]["median_s"] / ceiling_flops_per_s,
-        "profile": found,
-    }
+    return {**row, **timings, "steps_a_turn": steps, "flops": training_flops(config, B, T), "profile": found}
 
 
-def _take_turns(
-    config: Config, placement: Placement, product: Callable[[], Any], steps: int, turns: int
-) -> dict[str, Any]:
+def _take_turns(config: Config, placement: Placement, product: Function, steps: int, turns: int) -> dict[str, Any]:
     """Seconds of a step alone, of one in the loop, of making a batch, and of the ceiling's product."""
     config = replace(
         config,
@@ -124,7 +106,7 @@ def _take_turns(
         train=replace(config.train, eval_every_epochs=10**9, max_epochs=10**9),
     )
 
-    def alone(placement: Placement) -> Callable[[], Any]:
+    def alone(placement: Placement) -> Function:
         step = training_step(placement)
         state, batch = training_arguments(config, config.data.batch_size, placement)
 
@@ -158,7 +140,7 @@ def _take_turns(
 
 
 def _time_turns(
-    config: Config, steps: int, turns: int, others: Mapping[str, Callable[[], Any]]
+    config: Config, steps: int, turns: int, others: Mapping[str, Function]
 ) -> tuple[list[float], dict[str, list[float]]]:
     """Time the loop and others in turns of so many steps: seconds of each turn, the first, which compiles, left out."""
     from ttm_jax.training.jax_engine import JaxEngine  # and orbax, which takes a second
@@ -189,80 +171,55 @@ def _time_turns(
 
 
 def tables(section: dict[str, Any]) -> list[Table]:
-    """The steps, and the costliest operations of each config."""
-    rows, sizes, costliest = [], [], []
+    """The steps, what they reach, how their operations divide, and the costliest operations of each config."""
+    steps, reached, shares, costliest = [], [], {}, []
     for row in section["rows"]:
-        name = row["config"]
-        devices = f" divided between {n} devices" if (n := row.get("num_devices", 1)) > 1 else ""
-        sizes.append(f"{name}: batch {row['batch_size']}{devices}, {row['num_steps']} places")
+        n = row.get("num_devices", 1)
+        devices = f" divided between {n} devices" if n > 1 else ""
+        steps.append([f"{row['config']}: batch {row['batch_size']}{devices}, {row['num_steps']} places", *"---"])
         if "skipped" in row:
-            rows.append([name, "not run", "-", "-"])
+            steps[-1][1] = median(row)
             continue
         forms = {form: label for form, label in FORMS.items() if form in row}
-        reached = {form: row["flops"] / row[form]["median_s"] / row["ceiling_flops_per_s"] for form in forms}
-        for form, label in {**forms, "data": "making the batch"}.items():
-            share = percent(reached[form]) if form in FORMS else "-"
-            rows.append([f"{name}: {label}", median(row[form]), quartiles(row[form]), share])
-        ceiling = f"{name}: the ceiling, {scaled(row['ceiling_flops_per_s'], 'FLOP/s')}"
-        rows.append([ceiling, median(row["product"]), quartiles(row["product"]), "-"])
+        for form, label in {**forms, "data": "making the batch", "product": "the ceiling"}.items():
+            fraction = row["flops"] / row[form]["median_s"] / row["ceiling_flops_per_s"]
+            share = scaled(row["ceiling_flops_per_s"], "FLOP/s") if form == "product" else percent(fraction)
+            steps.append([label, median(row[form]), quartiles(row[form]), "-" if form == "data" else share])
+        seconds = {form: row[form]["median_s"] for form in forms}
+        compared = [times(ratio(seconds[a], seconds[b]) if b in seconds else None) for a, b in COMPARED]
+        reached.append([row["config"], percent(row["flops_fraction"]), *map(percent, limits(row)), *compared])
+        shares[row["config"]] = _shares(row)
         costliest.append(_costliest(row))
-    title = f"training step ({'; '.join(sizes)})"
-    return [Table(title, ["config", "median", "quartiles", "of ceiling"], rows), *costliest]
+    divided = [[name, *(percent(found[name]) for found in shares.values())] for name in SHARES]
+    limit = ["nothing made again or copied", "products alone", "in the loop / alone", "divided / on one device"]
+    return [
+        Table("training step", ["", "median", "quartiles", "of ceiling"], steps),
+        Table(f"share of the ceiling (wanted: {percent(section['wanted'])})", ["", "a step alone", *limit], reached),
+        Table("shares of the operations by kind and by pass", ["", *shares], divided),
+        *costliest,
+    ]
 
 
 def _costliest(row: dict[str, Any]) -> Table:
-    rows = [
-        [
-            f"{work['part']}: {work['kind']}{', ' if work['phase'] else ''}{work['phase']}",
-            scaled(work["seconds"], "s"),
-            percent(work["share"]),
-            str(work["number"]),
-        ]
-        for work in row["profile"]["rows"][:COSTLIEST]
-    ]
+    rows = []
+    for work in row["profile"]["rows"][:COSTLIEST]:
+        name = f"{work['part']}: {', '.join(filter(None, (work['kind'], work['phase'])))}"
+        rows.append([name, scaled(work["seconds"], "s"), percent(work["share"]), str(work["number"])])
     devices = f" on {n} devices together" if (n := row.get("num_devices", 1)) > 1 else ""
     seconds = scaled(row["profile"]["seconds"], "s")
     title = f"{row['config']}: the ten costliest of all operations of a step, {seconds}{devices}"
     return Table(title, ["operation", "a step", "share", "instructions run"], rows)
 
 
-def notes(section: dict[str, Any]) -> list[str]:
-    """Whether the ceiling is reached as wanted, what the data cost, and where the rest goes."""
-    found = []
-    for row in section["rows"]:
-        if "skipped" in row:
-            found.append(f"{row['config']}: not run: it {row['skipped']}.")
-            continue
-        met = "met" if row["flops_fraction"] >= section["wanted"] else "not met"
-        ratio = times(row["in_loop"]["median_s"] / row["alone"]["median_s"])
-        arithmetic, products = map(percent, limits(row))
-        found.append(
-            f"{row['config']}: {percent(row['flops_fraction'])} of the FLOP/s of a large product "
-            f"(wanted: {percent(section['wanted'])}, {met}); in the loop, with its data, a step takes {ratio} as long "
-            f"as alone{_undivided(row)}. By kind: {_shares(row, 'kind')}. By pass: {_shares(row, 'phase')}. "
-            f"Were nothing made again and nothing copied, it would be at {arithmetic}; were the "
-            f"products of its forward and backward pass all that it does, at {products}."
-        )
-    return found
-
-
-def _undivided(row: dict[str, Any]) -> str:
-    if "undivided" not in row:
-        return ""
-    return f", and divided {times(row['alone']['median_s'] / row['undivided']['median_s'])} as long as on one device"
-
-
-def limits(row: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Shares of the ceiling, by estimate: were nothing made again and nothing copied, and were the products all."""
-    found = (share(row["profile"]) for share in (arithmetic_share, product_share))
-    arithmetic, products = (row["flops_fraction"] / share if share else None for share in found)
-    return arithmetic, products
-
-
-def _shares(row: dict[str, Any], key: str) -> str:
-    shares: dict[str, float] = {}
+def _shares(row: dict[str, Any]) -> dict[str, float]:
+    shares = dict.fromkeys(SHARES, 0.0)
     for work in row["profile"]["rows"]:
-        name = work[key] or "unnamed"
-        shares[name] = shares.get(name, 0.0) + work["share"]
-    ordered = sorted(shares.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {percent(share)}" for name, share in ordered)
+        shares[work["kind"]] += work["share"]
+        shares[work["phase"] or UNNAMED.part] += work["share"]
+    return shares
+
+
+def limits(row: dict[str, Any]) -> list[float | None]:
+    """Shares of the ceiling, by estimate: were nothing made again and nothing copied, and were the products all."""
+    shares = arithmetic_share(row["profile"]), product_share(row["profile"])
+    return [ratio(row["flops_fraction"], share or None) for share in shares]

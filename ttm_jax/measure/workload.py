@@ -8,11 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ttm_jax.hardware.allocator import release_freed_memory
-from ttm_jax.hardware.detect import free_memory
 from ttm_jax.measure.cost import measure_flops
 from ttm_jax.measure.program import Program
-from ttm_jax.measure.report import scaled
 from ttm_jax.multiplication.config import Config
 from ttm_jax.multiplication.model import TTMModel
 from ttm_jax.multiplication.objective import create_state
@@ -23,7 +20,6 @@ from ttm_jax.training.step import TrainState, train_step
 
 # A backward pass costs two forward passes. What is recomputed, and what the optimiser does, is not counted.
 TRAINING_PASSES = 3
-MOST_MEMORY = 0.9  # of what is free: larger programs are not run
 
 
 def normal(*shape: int) -> jax.Array:
@@ -73,12 +69,3 @@ def training_flops(config: Config, batch_size: int, num_steps: int) -> int:
     S = config.model.seq_len
     steps, most = (num_machine_steps(config.model.schedule, places) for places in (num_steps, S))
     return TRAINING_PASSES * measure_flops(TTMModel(config.model), (batch_size, S)) * steps // most
-
-
-def too_large(program: Program, device: jax.Device) -> str | None:
-    """Why a program is not run: what it takes and what is free; None where it fits, or nothing is known."""
-    release_freed_memory()
-    free = free_memory(device)
-    if program.memory is None or free is None or program.memory.peak <= MOST_MEMORY * free:
-        return None
-    return f"takes {scaled(program.memory.peak, 'B')}, {scaled(free, 'B')} are free"
