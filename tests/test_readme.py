@@ -17,7 +17,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "hardware_choice.md",
     *sorted(ROOT.glob("docs/*.md")),
-    *sorted(ROOT.glob("configs/*.toml")),
+    *sorted(ROOT.glob("configs/*/*.toml")),
     *sorted(ROOT.glob("results/**/*.md")),
 ]
 

@@ -139,7 +139,7 @@ def load_runs(path: Path) -> list[dict[str, Any]]:
     except ConfigError:
         same = False
     if not same:
-        raise FileError(f"{path}: made with another configs/{CONFIG}.toml; move it away to begin anew")
+        raise FileError(f"{path}: made with another configs/multiplication/{CONFIG}.toml; move it away to begin anew")
     return runs
 
 
@@ -175,7 +175,7 @@ def document(rows: dict[str, list[dict[str, Any]]]) -> str:
     return f"""# What each part is worth
 
 Held-out exact match in %, mean and range over the seeds, with one thing changed at a time. The budget is
-[configs/{CONFIG}.toml](../configs/{CONFIG}.toml): short, so that the speed of learning is compared. Written by
+[{CONFIG}.toml](../configs/multiplication/{CONFIG}.toml): short, so that the speed of learning is compared. Written by
 `python -m ttm_jax.ablations`; [ablations.json](ablations.json) has commits, versions, machines and commands.
 
 ![exact match of each seed, and their mean](ablations.png)

@@ -103,7 +103,10 @@ def test_what_is_in_the_results_is_not_trained_again(folders, tmp_path, trained,
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"budget": {}, "runs": []}', "made with another configs/ablation.toml; move it away to begin anew"),
+        (
+            '{"budget": {}, "runs": []}',
+            "made with another configs/multiplication/ablation.toml; move it away to begin anew",
+        ),
         ('{"rows": []}', "not a result of this command; move it away"),
         ('{"budget"', "not JSON; move it away to begin anew"),
     ],
