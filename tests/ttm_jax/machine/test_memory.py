@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from parity.fast_jit import fast_jit
 from ttm_jax.machine.memory import (
     NUM_WRITES,
     READS,
@@ -56,7 +55,7 @@ def reads(arrays, random_params):
     def make(kind):
         module = read_module(kind)
         params = random_params(module, memory, tokens)
-        return params, fast_jit(lambda params, *inputs: module.apply({"params": params}, *inputs))
+        return params, jax.jit(lambda params, *inputs: module.apply({"params": params}, *inputs))
 
     return {kind: make(kind) for kind in READS}
 
@@ -68,7 +67,7 @@ def writes(arrays, random_params):
     def make(kind):
         module = write_module(kind)
         params = random_params(module, *arrays)
-        return params, fast_jit(lambda params, *inputs: module.apply({"params": params}, *inputs))
+        return params, jax.jit(lambda params, *inputs: module.apply({"params": params}, *inputs))
 
     return {kind: make(kind) for kind in WRITES}
 
@@ -135,7 +134,7 @@ def test_zero_write_leaves_memory_unchanged(arrays, writes):
 def test_scenic_zero_write_adds_one(arrays, random_params):
     module = EraseAddWrite(compat="scenic")
     params = jax.tree.map(jnp.zeros_like, random_params(module, *arrays))
-    np.testing.assert_array_equal(fast_jit(module.apply)({"params": params}, *arrays), arrays[0] + 1)
+    np.testing.assert_array_equal(jax.jit(module.apply)({"params": params}, *arrays), arrays[0] + 1)
 
 
 def test_read_is_the_summary_of_placed_memory_and_input(arrays, reads):
@@ -161,12 +160,12 @@ def test_scenic_writes_memory_input_output(arrays, writes):
     params, write = writes["mlp"]
     scenic = SummaryWrite("mlp", HEADS, compat="scenic")
     ours = write(params, memory, output, tokens)
-    theirs = fast_jit(scenic.apply)({"params": params}, memory, output, tokens)
+    theirs = jax.jit(scenic.apply)({"params": params}, memory, output, tokens)
     embedding = params["positions"]["embedding"]
     of_memory, of_output, of_input = jnp.split(embedding, [M, M + R], axis=1)
     exchanged = jnp.concatenate([of_memory, of_input, of_output], axis=1)
     moved = params | {"positions": {"embedding": exchanged}}
-    again = fast_jit(scenic.apply)({"params": moved}, memory, output, tokens)
+    again = jax.jit(scenic.apply)({"params": moved}, memory, output, tokens)
     np.testing.assert_allclose(again, ours, rtol=1e-5, atol=1e-5)
     assert not np.allclose(theirs, ours, rtol=1e-3)
 
@@ -227,7 +226,7 @@ def test_rows_of_a_batch_do_not_mix_in_a_write(kind, arrays, writes, normal):
 def test_every_parameter_of_a_write_receives_gradient(kind, arrays, writes, normal):
     params, write = writes[kind]
     cotangent = normal(13, B, M, D)
-    gradient = fast_jit(jax.grad(lambda p: jnp.sum(write(p, *arrays) * cotangent)))(params)
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(write(p, *arrays) * cotangent)))(params)
     sizes = {name: float(jnp.abs(leaf).max()) for name, leaf in flatten_dict(gradient, sep="/").items()}
     largest = max(sizes.values())
     assert {name for name, size in sizes.items() if size < 1e-5 * largest} == INVARIANT & sizes.keys()
@@ -254,7 +253,7 @@ def test_what_a_write_sees(kind, compat, seen, arrays, writes, normal):
         del params["positions"]
         for name in ("erase_tokens", "add_tokens"):
             params[name]["hidden"]["kernel"] = params[name]["hidden"]["kernel"][:R]
-        write = fast_jit(lambda params, *inputs: module.apply({"params": params}, *inputs))
+        write = jax.jit(lambda params, *inputs: module.apply({"params": params}, *inputs))
     before = write(params, *arrays)
     for i, expected in enumerate(seen):
         changed = list(arrays)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from parity.fast_jit import fast_jit
 from ttm_jax.machine.processing import PROCESSING_UNITS, TOKEN_MIXING_DIM, make_processor, process
 
 pytestmark = pytest.mark.usefixtures("nans_are_errors")
@@ -36,7 +35,7 @@ def units(tokens, random_params):
 
     def make(kind):
         module = unit(kind)
-        return random_params(module, tokens), fast_jit(lambda p, x: module.apply({"params": p}, x))
+        return random_params(module, tokens), jax.jit(lambda p, x: module.apply({"params": p}, x))
 
     return {kind: make(kind) for kind in PROCESSING_UNITS}
 
@@ -108,7 +107,7 @@ def test_rows_of_a_batch_do_not_mix_and_tokens_do(kind, tokens, units, normal):
 def test_every_parameter_receives_gradient(kind, tokens, units, normal):
     params, run = units[kind]
     cotangent = normal(2, B, R, D)
-    gradient = fast_jit(jax.grad(lambda p: jnp.sum(run(p, tokens) * cotangent)))(params)
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(run(p, tokens) * cotangent)))(params)
     sizes = {name: float(jnp.abs(leaf).max()) for name, leaf in flatten_dict(gradient, sep="/").items()}
     largest = max(sizes.values())
     assert {name for name, size in sizes.items() if size < 1e-5 * largest} == INVARIANT[kind]

@@ -7,7 +7,6 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jaxtyping import TypeCheckError
 
-from parity.fast_jit import fast_jit
 from ttm_jax.machine.summarize import (
     SUMMARIZERS,
     MLPSummarizer,
@@ -48,7 +47,7 @@ def params(tokens, random_params):
 def summarize():
     """Jitted apply by kind."""
     return {
-        kind: fast_jit(lambda params, x, kind=kind: module(kind).apply({"params": params}, x)) for kind in SUMMARIZERS
+        kind: jax.jit(lambda params, x, kind=kind: module(kind).apply({"params": params}, x)) for kind in SUMMARIZERS
     }
 
 
@@ -138,14 +137,14 @@ def test_pooling_averages_the_tokens_that_each_summary_covers(normal, n, k):
 def test_pure_functions_are_the_modules(tokens, params):
     mlp, query = {"params": params["mlp"]}, {"params": params["query"]}
     pairs = [
-        (token_summarize(params["mlp"], tokens, K), fast_jit(MLPSummarizer(K).apply)(mlp, tokens)),
+        (token_summarize(params["mlp"], tokens, K), jax.jit(MLPSummarizer(K).apply)(mlp, tokens)),
         (
             query_summarize(params["query"], tokens, K, HEADS),
-            fast_jit(QuerySummarizer(K, HEADS).apply)(query, tokens),
+            jax.jit(QuerySummarizer(K, HEADS).apply)(query, tokens),
         ),
         (
-            fast_jit(pooling_summarize, static_argnums=1)(tokens, K),
-            fast_jit(PoolingSummarizer(K).apply)({}, tokens),
+            jax.jit(pooling_summarize, static_argnums=1)(tokens, K),
+            jax.jit(PoolingSummarizer(K).apply)({}, tokens),
         ),
     ]
     for function, applied in pairs:
@@ -165,7 +164,7 @@ def test_rows_of_a_batch_do_not_mix(kind, tokens, params, summarize, normal):
 def test_every_parameter_receives_gradient(kind, tokens, params, normal):
     cotangent = normal(6, B, K, D)
 
-    @fast_jit
+    @jax.jit
     def gradient(p):
         return jax.grad(lambda p: jnp.sum(module(kind).apply({"params": p}, tokens) * cotangent))(p)
 
