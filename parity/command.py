@@ -3,21 +3,15 @@
 import argparse
 import json
 import os
-import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from parity.needs import missing_device
-from ttm_jax.cli import Parser, fail
-
-_LINE_EVERY_SECONDS = 10.0
+from ttm_jax.cli import Parser, fail, show_progress
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,14 +60,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compare(chosen: Sequence[Any], mutations: Sequence[Any], device: str) -> dict[str, Any]:
     """The rows of each case; the mutations, which change what all threads use, run alone after the others."""
     found = {}
-    with _progress(len(chosen) + len(mutations)) as advance:
+    with show_progress() as progress:
+        progress.plan(len(chosen) + len(mutations))
         with _pool() as pool:
             for case, rows in zip(chosen, pool.map(lambda case: case.rows(device), chosen), strict=True):
+                progress.step(case.name)
                 found[case.name] = rows
-                advance()
         for case in mutations:
+            progress.step(case.name)
             found[case.name] = case.rows(device)
-            advance()
     return found
 
 
@@ -105,25 +100,3 @@ def _pool() -> Generator[ThreadPoolExecutor, None, None]:
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _progress(total: int) -> Generator[Callable[[], None], None, None]:
-    """What counts a case on stderr: a bar on a terminal, else a line now and then."""
-    if sys.stderr.isatty():
-        columns = TextColumn("comparing"), BarColumn(), MofNCompleteColumn(), TextColumn("cases"), TimeElapsedColumn()
-        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-            task = progress.add_task("", total=total)
-            yield lambda: progress.advance(task)
-        return
-    start = last = time.monotonic()
-    done = 0
-
-    def advance() -> None:
-        nonlocal done, last
-        done += 1
-        if (now := time.monotonic()) - last >= _LINE_EVERY_SECONDS:
-            last = now
-            print(f"{done} of {total} cases, {now - start:.0f} s", file=sys.stderr, flush=True)
-
-    yield advance

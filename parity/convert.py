@@ -28,9 +28,9 @@ def convert_checkpoint(source: str | Path, target: str | Path) -> Path:
     import ttm_jax.training.checkpoint
     import ttm_torch.training.checkpoint
     from parity.weights import to_jax, to_torch
+    from ttm_jax.multiplication.objective import create_state
     from ttm_jax.training.config import ConfigError
-    from ttm_jax.training.step import create_state
-    from ttm_torch.training.step import create_model
+    from ttm_torch.multiplication.objective import create_model
 
     path, target = find_checkpoint(source), Path(target)
     if target.exists():
@@ -45,7 +45,7 @@ def convert_checkpoint(source: str | Path, target: str | Path) -> Path:
                 ttm_torch.training.checkpoint.save_model(target, twin, meta)
             else:
                 config, meta = ttm_torch.training.checkpoint.load_meta(path)
-                twin = ttm_torch.training.checkpoint.load_model(path, config)
+                twin = ttm_torch.training.checkpoint.load_model(path, create_model(config))
                 like = jax.eval_shape(lambda: create_state(config)).params
                 ttm_jax.training.checkpoint.save_params(target, to_jax(twin.state_dict(), like), meta)
     except ConfigError as error:

@@ -33,10 +33,14 @@ if importlib.util.find_spec("beartype"):
     )
 
 import ttm_jax  # noqa: E402
+from ttm_jax.multiplication.config import Config  # noqa: E402
 from ttm_jax.multiplication.metrics import create_target_mask  # noqa: E402
 from ttm_jax.multiplication.problems import MultiplicationDataset, operand_lengths  # noqa: E402
 from ttm_jax.multiplication.steps import training_arrays  # noqa: E402
-from ttm_jax.training.config import Config, config_from_dict, config_to_toml, override  # noqa: E402
+from ttm_jax.tasks import config_from_dict, make_task  # noqa: E402
+from ttm_jax.training.config import config_to_toml, override  # noqa: E402
+from ttm_jax.training.loop import Ended, Evaluated, Event, Said, Stepped, Trained  # noqa: E402
+from ttm_jax.training.task import Example  # noqa: E402
 
 # The variable of the folder with all that was compiled in this run, by any worker of pytest-xdist, and by subprocesses:
 # most of the time of the tests is XLA's, much of it for the same few training steps.
@@ -176,13 +180,13 @@ def normal() -> Callable[..., jax.Array]:
 
 
 class RecordingDisplay:
-    """Keeps what the training loop tells."""
+    """Keeps the events of a training."""
 
     def __init__(self) -> None:
         self.messages: list[str] = []
         self.steps: list[int] = []
         self.records: list[dict[str, Any]] = []
-        self.evaluations: list[tuple[dict[str, Any], list[tuple[str, str, str]]]] = []
+        self.evaluations: list[tuple[dict[str, Any], list[Example]]] = []
 
     def __enter__(self) -> "RecordingDisplay":
         return self
@@ -190,17 +194,16 @@ class RecordingDisplay:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def message(self, text: str) -> None:
-        self.messages.append(text)
-
-    def step(self, step: int, examples_per_second: float | None) -> None:
-        self.steps.append(step)
-
-    def train(self, record: dict[str, Any]) -> None:
-        self.records.append(record)
-
-    def evaluation(self, record: dict[str, Any], examples: list[tuple[str, str, str]]) -> None:
-        self.evaluations.append((record, examples))
+    def show(self, event: Event) -> None:
+        match event:
+            case Said(text):
+                self.messages.append(text)
+            case Stepped(step, _):
+                self.steps.append(step)
+            case Trained(record):
+                self.records.append(record)
+            case Evaluated(record, examples):
+                self.evaluations.append((record, examples))
 
 
 class TinyRun(NamedTuple):
@@ -236,9 +239,9 @@ def run_display() -> type[RecordingDisplay]:
 
 @pytest.fixture(scope="session")
 def make_train() -> Callable[..., Callable[..., str]]:
-    """Of a Trainer: `train(config, workdir, resume=False, stop_at=None, display=None)` says how the run ended."""
+    """Of a `start`: `train(config, workdir, resume=False, stop_at=None, display=None)` says how the run ended."""
 
-    def make(trainer_class: type) -> Callable[..., str]:
+    def make(start: Callable[..., Iterator[Event]]) -> Callable[..., str]:
         def train(
             config: Config,
             workdir: Path,
@@ -246,10 +249,16 @@ def make_train() -> Callable[..., Callable[..., str]]:
             stop_at: int | None = None,
             display: RecordingDisplay | None = None,
         ) -> str:
-            trainer = trainer_class(
-                config, workdir, resume, lambda: stop_at is not None and trainer.progress.step >= stop_at
-            )
-            return trainer.run(display or RecordingDisplay())
+            shown = display or RecordingDisplay()
+            before = len(shown.steps)
+
+            def stop() -> bool:
+                return stop_at is not None and shown.steps[before:][-1:] >= [stop_at]
+
+            for event in start(config, make_task(config), workdir, resume, stop):
+                shown.show(event)
+            assert isinstance(event, Ended)
+            return event.how
 
         return train
 

@@ -125,7 +125,7 @@ def test_the_commands_take_their_arguments(gpu, tmp_path):
     from ttm_jax.measure.benchmark import make_parser as benchmark_parser
     from ttm_jax.multiplication.grid import make_evaluation_parser
     from ttm_jax.train import make_parser as training_parser
-    from ttm_jax.train import resolve
+    from ttm_jax.training.command import resolve
 
     parsers = {
         "ttm_jax.benchmark": benchmark_parser(),

@@ -3,17 +3,23 @@
 import pytest
 
 from ttm_jax.multiplication.multiplier import load
-from ttm_jax.train import Trainer
+from ttm_jax.multiplication.task import MARKS
+from ttm_jax.tasks import load_config, make_task
+from ttm_jax.train import start
 from ttm_jax.training.command import DEFAULT_CONFIG
-from ttm_jax.training.config import find_config, load_config
-from ttm_jax.training.display import MARKS, PlainDisplay
+from ttm_jax.training.config import find_config
+from ttm_jax.training.display import make_display
 from ttm_jax.training.run_folder import RunFolder
 
 
 @pytest.mark.slow  # minutes on two cores
 def test_the_default_training_reaches_the_marks(tmp_path):
-    trainer = Trainer(load_config(find_config(DEFAULT_CONFIG)), tmp_path)
-    trainer.run(PlainDisplay(trainer.total_steps))
+    config = load_config(find_config(DEFAULT_CONFIG))
+    task = make_task(config)
+    run = start(config, task, tmp_path)
+    display = make_display(task, next(run))
+    for event in run:
+        display.show(event)
     evaluation = [record for record in RunFolder(tmp_path).records() if record["kind"] == "eval"][-1]
     accuracy = {name: counts["correct"] / counts["total"] for name, counts in evaluation["exact_match"].items()}
     assert {name for name, mark in MARKS.items() if accuracy[name] > mark} == set(MARKS), accuracy

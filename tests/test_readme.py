@@ -90,6 +90,5 @@ def test_links_lead_somewhere(page):
 
 
 def test_the_ablations_are_those_of_the_results():
-    results = ablations.Results(ROOT / "results")
-    results.load()
-    assert (ROOT / "results/ablations.md").read_text() == ablations.document(results.rows())
+    rows = ablations.rows_of(ablations.load_runs(ROOT / "results/ablations.json"))
+    assert (ROOT / "results/ablations.md").read_text() == ablations.document(rows)

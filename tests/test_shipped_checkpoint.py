@@ -12,7 +12,7 @@ from ttm_jax.multiplication.demo.command import main as demo
 from ttm_jax.multiplication.diagnose import parse_length
 from ttm_jax.multiplication.metrics import wilson_interval
 from ttm_jax.multiplication.scores import answer_pairs, score_answers
-from ttm_jax.training.display import MARKS
+from ttm_jax.multiplication.task import MARKS
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINTS = ROOT / "checkpoints"

@@ -107,6 +107,11 @@ from .measure.cost import (
 from .measure.cost import (
     measure_memory as measure_memory,
 )
+from .multiplication.config import Config as Config
+from .multiplication.config import CurriculumConfig as CurriculumConfig
+from .multiplication.config import DataConfig as DataConfig
+from .multiplication.config import ModelConfig as ModelConfig
+from .multiplication.config import TrainConfig as TrainConfig
 from .multiplication.losses import (
     compute_ce_loss as compute_ce_loss,
 )
@@ -185,6 +190,8 @@ from .multiplication.multiplier import (
 from .multiplication.multiplier import (
     load as load,
 )
+from .multiplication.objective import create_state as create_state
+from .multiplication.objective import eval_step as eval_step
 from .multiplication.problems import (
     MultiplicationDataset as MultiplicationDataset,
 )
@@ -219,30 +226,13 @@ from .multiplication.vocab import (
 from .multiplication.vocab import (
     tokens_to_string as tokens_to_string,
 )
+from .tasks import load_config as load_config
 from .training.checkpoint_files import CheckpointError as CheckpointError
-from .training.config import (
-    Config as Config,
-)
 from .training.config import (
     ConfigError as ConfigError,
 )
 from .training.config import (
-    CurriculumConfig as CurriculumConfig,
-)
-from .training.config import (
-    DataConfig as DataConfig,
-)
-from .training.config import (
-    ModelConfig as ModelConfig,
-)
-from .training.config import (
     OptimizerConfig as OptimizerConfig,
-)
-from .training.config import (
-    TrainConfig as TrainConfig,
-)
-from .training.config import (
-    load_config as load_config,
 )
 from .training.optimizer import (
     clip_by_global_norm as clip_by_global_norm,
@@ -255,12 +245,6 @@ from .training.optimizer import (
 )
 from .training.step import (
     TrainState as TrainState,
-)
-from .training.step import (
-    create_state as create_state,
-)
-from .training.step import (
-    eval_step as eval_step,
 )
 from .training.step import (
     train_step as train_step,

@@ -1,11 +1,17 @@
-"""What the commands share: one-line errors with exit code 2."""
+"""What the commands share: one-line errors with exit code 2, and how far they are."""
 
 import argparse
 import difflib
+import math
 import shutil
 import sys
+import time
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
+
+LINE_EVERY_SECONDS = 10.0
 
 
 class Parser(argparse.ArgumentParser):
@@ -49,3 +55,59 @@ def this_python() -> str:
         return "python"
     executable, here = Path(sys.executable), Path.cwd()
     return str(executable.relative_to(here) if executable.is_relative_to(here) else executable)
+
+
+def clock(seconds: float) -> str:
+    """Say seconds as "4:05" or "1:04:05"."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class Progress:
+    """Is told what is planned and what begins; passes (begun, planned, what) on to be shown."""
+
+    def __init__(self, show: Callable[[int, int, str], None] = lambda *_: None):
+        self.planned = self.begun = 0
+        self._show = show
+
+    def plan(self, steps: int) -> None:
+        """Adds steps to those that are to come."""
+        self.planned += steps
+
+    def step(self, what: str) -> None:
+        """Begins one of the planned steps."""
+        self.begun += 1
+        self.say(what)
+
+    def say(self, what: str) -> None:
+        """Says what is being done in the step that has begun."""
+        self._show(self.begun, self.planned, what)
+
+
+@contextmanager
+def show_progress() -> Generator[Progress, None, None]:
+    """Shows progress on stderr: a bar on a terminal, below all that is printed; else a line every ten seconds."""
+    if not sys.stderr.isatty():
+        last = -math.inf
+
+        def print_line(begun: int, planned: int, what: str) -> None:
+            nonlocal last
+            if time.monotonic() - last >= LINE_EVERY_SECONDS:
+                last = time.monotonic()
+                print(f"{begun}/{planned}  {what}", file=sys.stderr, flush=True)
+
+        yield Progress(print_line)
+        return
+    from rich.console import Console  # here alone: most commands show no bar
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        *(BarColumn(20), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn()),
+        TextColumn("{task.fields[what]}"),
+    )
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        bar.console.show_cursor()  # a command that is ended at once by Ctrl-C leaves it so
+        task = bar.add_task("", total=None, what="")
+        yield Progress(lambda begun, planned, what: bar.update(task, total=planned, completed=begun - 1, what=what))

@@ -1,11 +1,46 @@
-"""Files that come with the package: inside it where a wheel was installed, elsewhere in a checkout."""
+"""Files that come with the package, inside it where a wheel was installed, elsewhere in a checkout; and JSON files."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 PACKAGE = Path(__file__).parent
+
+
+class FileError(ValueError):
+    """A file or folder that cannot be used; the message is one line for the user."""
 
 
 def shipped(package: Path, inside: str, in_checkout: str) -> Path:
     """A folder by its path in a wheel, seen from the package, or else in the checkout that the package is in."""
     folder = package / inside
     return folder if folder.is_dir() else package.parent / in_checkout
+
+
+def read_json(path: Path) -> Any:
+    """Reads a file of JSON.
+
+    Raises:
+        FileError: if it cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}") from None
+    except ValueError:
+        raise FileError(f"{path}: not JSON; move it away to begin anew") from None
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes a file of JSON, in a folder that is made where needed; a reader never sees half of it.
+
+    Raises:
+        FileError: if it cannot be written.
+    """
+    temporary = path.with_suffix(".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}") from None

@@ -7,12 +7,14 @@ if importlib.util.find_spec("torch") is None:
         "PyTorch is not installed; pip install 'token-turing-machine[torch]' installs it", name=__name__
     )
 
+from ttm_jax.multiplication.config import Config, CurriculumConfig, DataConfig, ModelConfig, TrainConfig
 from ttm_jax.multiplication.problems import (
     MultiplicationDataset,
     augment_batch,
     held_out_pairs,
     is_held_out,
 )
+from ttm_jax.multiplication.steps import training_arrays
 from ttm_jax.multiplication.vocab import (
     DIGIT_TOKENS,
     EOS_TOKEN,
@@ -22,16 +24,8 @@ from ttm_jax.multiplication.vocab import (
     number_to_tokens,
     tokens_to_string,
 )
-from ttm_jax.training.config import (
-    Config,
-    ConfigError,
-    CurriculumConfig,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
-    load_config,
-)
+from ttm_jax.tasks import load_config
+from ttm_jax.training.config import ConfigError, OptimizerConfig
 from ttm_torch.machine import nn
 from ttm_torch.machine.layers import (
     Embedding,
@@ -108,10 +102,10 @@ from ttm_torch.multiplication.model import (
     select_answers,
 )
 from ttm_torch.multiplication.multiplier import Multiplier, load
-from ttm_torch.multiplication.steps import training_arrays
+from ttm_torch.multiplication.objective import create_state, eval_step, train_step
 from ttm_torch.training.checkpoint import CheckpointError
 from ttm_torch.training.optimizer import Muon, Scheduler, learning_rate, make_optimizer, make_scheduler
-from ttm_torch.training.step import TrainState, create_state, eval_step, train_step
+from ttm_torch.training.step import TrainState
 
 __all__ = [
     "DIGIT_TOKENS",

@@ -255,16 +255,16 @@ CASES = (
     _function("compute_eos_bce", _PROBABILITIES, _MASK, _MASK[::-1].copy()),
     _function("compute_total_loss", _LOGITS, _TARGETS),
     LayerCase(
-        "layers/compute_carry_loss",
-        lambda _: jax_losses.compute_carry_loss,
-        lambda: torch_losses.compute_carry_loss,
+        "layers/sum_carry_loss",
+        lambda _: jax_losses.sum_carry_loss,
+        lambda: torch_losses.sum_carry_loss,
         (_CARRY_LOGITS, _BATCH.carries, _TARGETS),
     ),
     LayerCase(
-        "layers/compute_sum_loss",
-        lambda _: jax_losses.compute_sum_loss,
-        lambda: torch_losses.compute_sum_loss,
-        (_LOGITS, _CARRY_LOGITS, np.where(_MASK > 0, 10 * _BATCH.carries + 7, -1), _TARGETS),
+        "layers/sum_column_loss",
+        lambda _: jax_losses.sum_column_loss,
+        lambda: torch_losses.sum_column_loss,
+        (_LOGITS, _CARRY_LOGITS, np.where(_MASK > 0, 10 * _BATCH.carries + 7, -1)),
     ),
     ExactCase(
         "layers/eos_masking",

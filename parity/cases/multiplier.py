@@ -16,7 +16,9 @@ from parity.cases.training import SMALL, multiplier_batch, multiplier_params, sp
 from parity.compare import FLOAT32_BOUND, FLOAT64_BOUND, Arrays, Row, compared
 from parity.fast_jit import fast_jit
 from parity.twins import load_weights, tensors_of, to_numpy
-from ttm_jax.training.config import ModelConfig, load_config, shipped_configs
+from ttm_jax.multiplication.config import ModelConfig
+from ttm_jax.tasks import load_config
+from ttm_jax.training.config import shipped_configs
 
 # Layers round to 8 bits, not at the same places: Flax follows each module's dtype, PyTorch autocast.
 BFLOAT16_BOUND = 4 * float(jnp.finfo(jnp.bfloat16).eps)

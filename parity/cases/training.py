@@ -20,11 +20,13 @@ from parity.compare import FLOAT64_BOUND, Arrays, Row, compared
 from parity.fast_jit import fast_jit
 from parity.twins import as_arrays, draw, gradients_of, load_weights, random_params, to_numpy
 from parity.weights import to_jax, twin_of
+from ttm_jax.multiplication.config import ModelConfig
+from ttm_jax.multiplication.objective import MultiplicationObjective
+from ttm_jax.multiplication.objective import loss_fn as jax_loss_fn
 from ttm_jax.multiplication.steps import training_arrays
-from ttm_jax.training.config import Config, ModelConfig, OptimizerConfig
+from ttm_jax.training.config import OptimizerConfig
 from ttm_jax.training.step import TrainState
-from ttm_jax.training.step import loss_fn as jax_loss_fn
-from ttm_torch.training.step import loss_fn as torch_loss_fn
+from ttm_torch.multiplication.objective import loss_fn as torch_loss_fn
 
 STEPS = 20
 # Within 20 steps the rate warms up, decays and stays at its floor. A gradient that is only rounding moves nothing.
@@ -80,11 +82,11 @@ def multiplier_task(config: ModelConfig) -> Task:
 
     def jax_loss(params: Any, batch: Any) -> Any:
         loss, logits = jax_loss_fn(params, model, batch, None)
-        return loss, {"logits": split_padding(logits)[0]}
+        return loss.mean, {"logits": split_padding(logits)[0]}
 
     def torch_loss(twin: Any, batch: Any) -> Any:
         loss, logits = torch_loss_fn(twin, batch)
-        return loss, {"logits": split_padding(logits)[0]}
+        return loss.mean, {"logits": split_padding(logits)[0]}
 
     params = multiplier_params(model, np.float64)
     batch = partial(multiplier_batch, config=config)
@@ -231,8 +233,10 @@ def _jax_steps(case: OptimizerCase) -> tuple[Any, np.ndarray, np.ndarray, Arrays
             params=params,
             opt_state=_with_wide_counts(ttm_jax.make_optimizer(case.config).init(params)),
             key=jax.random.key(0),
-            model=model,
-            config=dataclasses.replace(Config(), model=SMALL, optimizer=case.config),
+            scale=None,
+            carry=(),
+            objective=MultiplicationObjective(SMALL),
+            optimizer=case.config,
         )
         step = case.jit(lambda state, batch: ttm_jax.train_step(state, batch))
         told = []

@@ -12,9 +12,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from ttm_jax.multiplication.config import Config
 from ttm_jax.multiplication.problems import MultiplicationDataset
 from ttm_jax.multiplication.steps import training_arrays
-from ttm_jax.training.config import Config, find_config, load_config
+from ttm_jax.tasks import load_config
+from ttm_jax.training.config import find_config
 
 Kind = Literal["train", "forward", "stream"]
 DType = Literal["float32", "bfloat16"]
@@ -26,11 +28,10 @@ CONFIG_BATCH = 64
 JAX = "jax"
 # The same without recomputing in the backward pass, and with the steps in a Python loop, without and with it.
 PLAIN, UNROLLED, UNROLLED_REMAT = OTHER_FORMS = "jax-plain", "jax-unrolled", "jax-unrolled-remat"
-EAGER, COMPILE, COMPILE_STEP, AUTOTUNE = "torch-eager", "torch-compile", "torch-compile-step", "torch-autotune"
+EAGER, COMPILE, COMPILE_STEP = "torch-eager", "torch-compile", "torch-compile-step"
 VARIANTS = (JAX, EAGER, COMPILE, COMPILE_STEP)
 ONE_STEP_VARIANTS = (JAX, EAGER, COMPILE)  # where the whole pass is one step
-ALL_VARIANTS = (*VARIANTS, AUTOTUNE, *OTHER_FORMS)
-GROWING = (COMPILE, AUTOTUNE, UNROLLED, UNROLLED_REMAT)  # what they compile grows with the steps
+ALL_VARIANTS = (*VARIANTS, *OTHER_FORMS)
 
 
 @dataclass(frozen=True)
@@ -139,41 +140,37 @@ class Case:
 def _problems(config_name: str) -> MultiplicationDataset:
     """The problems that a config trains in its last stage, which has the longest products."""
     config = load_config(find_config(config_name))
+    data, stage = config.data, config.curriculum.last_stage
     return MultiplicationDataset(
-        CONFIG_BATCH,
-        stages=config.data.stages,
-        start_stage=config.curriculum.last_stage,
-        max_digits=config.data.max_digits,
-        augment=config.data.augment,
+        CONFIG_BATCH, stages=data.stages, start_stage=stage, max_digits=data.max_digits, augment=data.augment
     )
-
-
-def all_cases() -> list[Case]:
-    """Every case, in the order of measuring."""
-    return list(_cases())
 
 
 def quick_cases() -> list[Case]:
     """The training steps of the two configs."""
-    return [case for case in _cases() if case.size in CONFIGS and (case.kind, case.dtype) == ("train", "float32")]
+    return [case for case in all_cases() if case.size in CONFIGS and (case.kind, case.dtype) == ("train", "float32")]
 
 
-def _cases() -> Iterator[Case]:
-    for dtype in DTYPES:
-        for size in CONFIGS:
-            steps = _problems(size).num_steps()
-            yield Case(size, steps, dtype, "train")
-            yield Case(size, steps, dtype, "forward")
-            yield Case(size, 1, dtype, "stream", ONE_STEP_VARIANTS)
-        if dtype == "float32":
-            yield Case("small-16", 64, dtype, "train", (JAX, *OTHER_FORMS, EAGER, COMPILE_STEP))
-        # Compiling many steps as a whole takes minutes: float32 shows what comes of it.
-        many = VARIANTS if dtype == "float32" else (JAX, EAGER, COMPILE_STEP)
-        for size in ("paper-16", "paper-3136"):
-            for steps, variants in ((1, ONE_STEP_VARIANTS), (8, many), (64, many)):
-                yield Case(size, steps, dtype, "train", variants)
-                yield Case(size, steps, dtype, "forward", variants)
-            yield Case(size, 1, dtype, "stream", ONE_STEP_VARIANTS)
+def all_cases() -> list[Case]:
+    """Every case, in the order of measuring."""
+    return [case for dtype in DTYPES for case in _cases(dtype)]
+
+
+def _cases(dtype: DType) -> Iterator[Case]:
+    for size in CONFIGS:
+        steps = _problems(size).num_steps()
+        yield Case(size, steps, dtype, "train")
+        yield Case(size, steps, dtype, "forward")
+        yield Case(size, 1, dtype, "stream", ONE_STEP_VARIANTS)
+    if dtype == "float32":
+        yield Case("small-16", 64, dtype, "train", (JAX, *OTHER_FORMS, EAGER, COMPILE_STEP))
+    # Compiling many steps as a whole takes minutes: float32 shows what comes of it.
+    many = VARIANTS if dtype == "float32" else (JAX, EAGER, COMPILE_STEP)
+    for size in ("paper-16", "paper-3136"):
+        for steps, variants in ((1, ONE_STEP_VARIANTS), (8, many), (64, many)):
+            yield Case(size, steps, dtype, "train", variants)
+            yield Case(size, steps, dtype, "forward", variants)
+        yield Case(size, 1, dtype, "stream", ONE_STEP_VARIANTS)
 
 
 def write_weights(case: Case, folder: Path) -> None:

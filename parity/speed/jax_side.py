@@ -14,11 +14,11 @@ from parity.speed.cases import JAX, UNROLLED, UNROLLED_REMAT, Case
 from ttm_jax.machine.machine import TokenTuringMachine
 from ttm_jax.measure.unrolled import Unrolled
 from ttm_jax.measure.workload import training_step
+from ttm_jax.multiplication.config import Config
 from ttm_jax.multiplication.model import TTMModel
+from ttm_jax.multiplication.objective import create_state
 from ttm_jax.multiplication.vocab import PAD_TOKEN
-from ttm_jax.training.config import Config
 from ttm_jax.training.mesh import place
-from ttm_jax.training.step import create_state
 
 Call = Callable[[], jax.Array]
 Apply = Callable[..., Any]

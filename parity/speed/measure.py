@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from parity.speed.cases import GROWING, JAX, Case, write_weights
+from parity.speed.cases import JAX, Case, write_weights
 from parity.speed.process import Worker, WorkerError, WorkerTimeout, worker_command
+
+START_SECONDS = 120.0
 
 
 def tolerance(dtype: str, device: str) -> float:
@@ -22,21 +24,13 @@ def tolerance(dtype: str, device: str) -> float:
 
 @dataclass(frozen=True)
 class Limits:
-    """How long measuring may take.
+    """How long measuring may take."""
 
-    Attributes:
-        first_call_s: a first call that takes longer is given up and said to have done so.
-        case_s: of timed calls of a case, all variants together.
-        turn_s: of timed calls in one turn of a variant.
-        max_calls: in a turn.
-        min_rounds, max_rounds: turns of each variant.
-    """
-
-    first_call_s: float = 300.0
-    case_s: float = 15.0
-    turn_s: float = 0.2
-    max_calls: int = 1000
-    min_rounds: int = 5
+    first_call_s: float = 300.0  # a first call that takes longer is given up and said to have done so
+    case_s: float = 15.0  # of timed calls of a case, all variants together
+    turn_s: float = 0.2  # of timed calls in one turn of a variant
+    max_calls: int = 1000  # in a turn
+    min_rounds: int = 5  # turns of each variant
     max_rounds: int = 15
 
 
@@ -47,8 +41,7 @@ class Refused(Exception):
 def check_agreement(values: Mapping[str, Sequence[float]], tolerance: float) -> float:
     """The largest difference of results from those of the first variant, relative to its largest.
 
-    Raises:
-        Refused: naming the two variants, if it is above the tolerance or not a number.
+    Refused, with the names of the two, where it is above the tolerance or not a number.
     """
     (reference, expected), *others = values.items()
     scale = np.abs(expected).max()
@@ -87,135 +80,80 @@ def summarize(turns_s: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, dic
     return result
 
 
-def not_tried(case: Case, variant: str, measured: Sequence[Mapping[str, Any]], limit_s: float) -> str | None:
-    """Why a first call can't be expected to end in time, from that of the same case with fewer steps.
-
-    None for a variant whose compilation does not grow with the steps.
-    """
-    if variant not in GROWING:
-        return None
-    same = [
-        m for m in measured
-        if (m["size"], m["dtype"], m["kind"]) == (case.size, case.dtype, case.kind) and m["steps"] < case.steps
-    ]  # fmt: skip
-    for fewer in sorted(same, key=lambda m: -m["steps"]):
-        cell = fewer["variants"].get(variant, {})
-        if "first_call_s" in cell:
-            expected_s = cell["first_call_s"] * case.steps / fewer["steps"]
-            if expected_s <= limit_s:
-                return None
-            took = f"the first call took {cell['first_call_s']:.0f} s with {fewer['steps']} steps"
-            return (
-                f"not tried: {took}, so that {expected_s:.0f} s are to be expected, above the limit of {limit_s:.0f} s"
-            )
-        if cell.get("timeout"):
-            return f"not tried: {fewer['steps']} steps were too many already"
-    return None
-
-
 class Turns:
     """The workers of one case, and what came of each of them: a cell of the table a variant."""
 
     def __init__(self, workers: dict[str, Worker], limits: Limits, progress: Callable[[str], None]):
         self.workers, self.limits, self.progress = workers, limits, progress
         self.cells: dict[str, dict[str, Any]] = {}
-        self.said: dict[str, Any] = {}
 
-    def ask(self, name: str, do: str, **arguments: Any) -> dict[str, Any] | None:
-        """The answer of a worker; None if it failed, which ends its part."""
-        self.progress(f"{name}: {do.replace('_', ' ')}")
-        try:
-            worker = self.workers[name]
-            return worker.hello() if do == "start" else worker.ask(do, self.limits.first_call_s, **arguments)
-        except WorkerError as error:
-            self.workers.pop(name).stop()
-            timeout = isinstance(error, WorkerTimeout)
-            what = "first calls" if do == "prepare" else do.replace("_", " ")
-            self.cells[name] = {"failed": f"{what}: {error}", "timeout": timeout}
-            return None
+    def ask_all(self, do: str, what: str, **arguments: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """The answers of the workers, one after the other; one that fails is ended, and its cell says why.
 
-    def prepare(self, case: Case, folder: Path) -> dict[str, dict[str, Any]]:
-        """The answers of the workers that are ready to be timed."""
+        Each argument is given by worker.
+        """
         answers = {}
-        for name in list(self.workers):
-            if hello := self.ask(name, "start"):
-                self.said |= {key: hello[key] for key in ("device", "threads")}
-        for name in list(self.workers):
-            if answer := self.ask(name, "prepare", case=dataclasses.asdict(case), folder=str(folder)):
-                answers[name] = answer
-                self.cells[name] = {"first_call_s": answer["first_call_s"]}
+        for name, worker in list(self.workers.items()):
+            self.progress(f"{name}: {what}")
+            timeout = START_SECONDS if do == "describe" else self.limits.first_call_s
+            try:
+                own = {key: values[name] for key, values in arguments.items()}
+                answers[name] = worker.ask(do, timeout, **own)
+            except WorkerError as error:
+                self.workers.pop(name).stop()
+                self.cells[name] = {"failed": f"{what}: {error}", "timeout": isinstance(error, WorkerTimeout)}
         return answers
 
     def time(self, rounds: int, calls: Mapping[str, int]) -> None:
-        """Times all workers in turns.
-
-        Raises:
-            Refused: if a result is not finite.
-        """
+        """Times all workers in turns; Refused where a result is not finite."""
         turns_s: dict[str, list[list[float]]] = {name: [] for name in calls}
-        idle: dict[str, list[float]] = {}
+        idle: dict[str, list[float]] = {name: [] for name in calls}
         for round_number in range(rounds):
-            for name in list(self.workers):
-                answer = self.ask(name, "time_calls", count=calls[name])
-                if answer is None:
-                    continue
+            for name, answer in self.ask_all("time_calls", "time calls", count=calls).items():
                 if not answer["finite"]:
                     raise Refused(f"{name} computes numbers that are not finite in round {round_number + 1}")
                 turns_s[name].append(answer["seconds"])
+                idle[name].append(answer["idle_cpu_s"] / answer["idle_s"])
                 self.cells[name] |= {"calls": calls[name], "peak_mb": answer["peak_mb"]}
-                idle.setdefault(name, []).append(answer["idle_cpu_s"] / answer["idle_s"])
         for name, figures in summarize({name: turns_s[name] for name in self.workers}).items():
             self.cells[name] |= {**figures, "idle_cpu": statistics.median(idle[name])}
 
 
 def measure(
     case: Case,
-    measured: Sequence[Mapping[str, Any]] = (),
     device: str = "cpu",
     limits: Limits = Limits(),
     progress: Callable[[str], None] = lambda _: None,
     command: Callable[[str, str], Sequence[str]] = worker_command,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Times a case in a fresh process for each variant.
-
-    Args:
-        case: what to time.
-        measured: earlier results; a variant whose first call took so long with fewer steps that there is no hope is
-            not tried.
-        device: "cpu" or "cuda".
-        limits: of time.
-        progress: is told what is being done.
-        command: gives what starts the worker of a variant and device.
+    """Times a case in a fresh process for each variant, which `command` gives what starts it.
 
     Returns:
         The result, plain values: of each variant its times or why there are none ("failed"), or for the whole case why
         it was refused ("refused"); and where it was measured.
     """
+    fields = {name: value for name, value in dataclasses.asdict(case).items() if name != "variants"}
+    result: dict[str, Any] = {"name": case.name, **fields, "batch_size": case.batch_size, "optimizer": case.optimizer}
+    said: dict[str, Any] = {}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        reasons = {name: not_tried(case, name, measured, limits.first_call_s) for name in case.variants}
-        workers = {}
-        for name in (name for name, reason in reasons.items() if reason is None):
-            workers[name] = Worker(command(name, device), device, folder)
-            stack.callback(workers[name].stop)
+        workers = {name: Worker(command(name, device), device, folder) for name in case.variants}
+        for worker in workers.values():
+            stack.callback(worker.stop)
         write_weights(case, folder)
-        turns = Turns(workers, limits, progress)
-        answers = turns.prepare(case, folder)
-        result: dict[str, Any] = {}
+        turns = Turns(dict(workers), limits, progress)
+        for answer in turns.ask_all("describe", "start").values():
+            said |= {key: answer[key] for key in ("device", "threads")}
+        asked = {"case": dataclasses.asdict(case), "folder": str(folder)}
+        every = {key: dict.fromkeys(workers, value) for key, value in asked.items()}
+        answers = turns.ask_all("prepare", "first calls", **every)
+        turns.cells |= {name: {"first_call_s": answer["first_call_s"]} for name, answer in answers.items()}
         try:
             if answers:
                 values = {name: answer["values"] for name, answer in answers.items()}
                 result["difference"] = check_agreement(values, tolerance(case.dtype, device))
-                rounds, calls = plan({name: answer["call_s"] for name, answer in answers.items()}, limits)
-                result["rounds"] = rounds
-                turns.time(rounds, calls)
+                result["rounds"], calls = plan({name: answer["call_s"] for name, answer in answers.items()}, limits)
+                turns.time(result["rounds"], calls)
         except Refused as error:
-            return {**_describe(case), "refused": str(error), "variants": {}}, turns.said
-        skipped = {name: {"failed": reason, "timeout": True} for name, reason in reasons.items() if reason}
-        cells = skipped | turns.cells
-        return {**_describe(case), **result, "variants": {name: cells[name] for name in case.variants}}, turns.said
-
-
-def _describe(case: Case) -> dict[str, Any]:
-    fields = {name: value for name, value in dataclasses.asdict(case).items() if name != "variants"}
-    return {"name": case.name, **fields, "batch_size": case.batch_size, "optimizer": case.optimizer}
+            return {**result, "refused": str(error), "variants": {}}, said
+        return {**result, "variants": {name: turns.cells[name] for name in case.variants}}, said

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import ttm_torch
-from parity.speed.cases import AUTOTUNE, COMPILE, COMPILE_STEP, EAGER, Case
+from parity.speed.cases import COMPILE, COMPILE_STEP, EAGER, Case
 
 Call = Callable[[], Tensor]
 
@@ -49,9 +49,8 @@ def _model(case: Case, variant: str) -> Any:
         sizes = case.machine
         model = ttm_torch.TokenTuringMachine(**sizes.options(), width=sizes.width, num_tokens=sizes.num_tokens)
         machine, whole = model, "forward"
-    if variant in (COMPILE, AUTOTUNE):
-        mode = "max-autotune" if variant == AUTOTUNE else None
-        setattr(model, whole, torch.compile(getattr(model, whole), mode=mode))
+    if variant == COMPILE:
+        setattr(model, whole, torch.compile(getattr(model, whole)))
     elif variant == COMPILE_STEP:
         machine.step.compile()
     return model

@@ -2,9 +2,9 @@
 
     python -m parity.speed.worker VARIANT DEVICE
 
-writes a JSON object a line, one when it is ready and one for each that it reads:
+answers each line that it reads, a JSON object, with another:
 
-    ready                                                {"device", "threads"}
+    {"do": "describe"}                                   {"device", "threads"}
     {"do": "prepare", "case": {...}, "folder": "..."}    {"first_call_s", "call_s", "values"}
     {"do": "time_calls", "count": n}                     {"seconds": [n numbers], "finite"}
 
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from parity.speed.cases import Case, digest
-from ttm_jax.hardware.allocator import keep_freed_memory
+from ttm_jax.hardware.allocator import keep_freed_memory, resident_bytes
 
 CHECKED_CALLS = 3
 
@@ -55,7 +55,7 @@ class Server:
                 torch.set_float32_matmul_precision("high")  # JAX's default
             torch_side.warm_up(variant)
 
-    def hello(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Where the worker computes."""
         return {**self.framework.describe(), "threads": self.threads}
 
@@ -90,24 +90,13 @@ def as_array(result: Any) -> np.ndarray:
     return np.asarray(result, np.float64)
 
 
-def _peak_mb() -> float | None:
-    """The largest resident memory that the process had; None where the system does not say."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return None
-    fields = dict(line.split(":", 1) for line in status.read_text().splitlines())
-    return int(fields["VmHWM"].removesuffix("kB")) * 1024 / 1e6
-
-
 def main() -> None:
     variant, device = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is no answer
     keep_freed_memory(jax=variant.startswith("jax"))  # as training does, for both frameworks
     server = Server(variant, device)
-    answer = server.hello()
     while True:
-        answers.write(json.dumps({**answer, "peak_mb": _peak_mb() if device == "cpu" else None}) + "\n")
         wall, cpu = time.perf_counter(), time.process_time()
         line = sys.stdin.readline()
         idle = {"idle_s": time.perf_counter() - wall, "idle_cpu_s": time.process_time() - cpu}
@@ -115,6 +104,8 @@ def main() -> None:
             return
         message = json.loads(line)
         answer = getattr(server, message.pop("do"))(**message) | idle
+        peak = resident_bytes("VmHWM") if device == "cpu" else None
+        answers.write(json.dumps({**answer, "peak_mb": None if peak is None else peak / 1e6}) + "\n")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 import ttm_torch
-from ttm_jax.training.config import changed_keys, config_from_dict
+from ttm_jax.tasks import config_from_dict
+from ttm_jax.training.config import changed_keys
 from ttm_torch.machine import nn
-from ttm_torch.training.step import create_state
+from ttm_torch.multiplication.objective import create_state
 
 ROOT = Path(__file__).parents[2]
 SMALL = ttm_torch.ModelConfig(memory_size=6, process_size=4, num_layers=1, mlp_dim=32)

@@ -28,7 +28,7 @@ def test_the_table(capsys):
     assert definition == f"difference: {DEFINITION}"
     assert origin.startswith(f"ttm_torch: torch {torch.__version__} on cpu; ttm_jax: jax ")
     assert summary == "2 of 2 comparisons in bounds"
-    assert err == ""
+    assert err == "1/1  layers/layer_norm\n"
 
 
 def test_what_is_out_of_bounds_is_named(monkeypatch, capsys):

@@ -13,8 +13,8 @@ import ttm_torch
 from parity.convert import convert_checkpoint, main
 from ttm_jax.training import checkpoint as jax_checkpoint
 from ttm_jax.training.config import config_to_dict
+from ttm_torch.multiplication.objective import create_model
 from ttm_torch.training import checkpoint as torch_checkpoint
-from ttm_torch.training.step import create_model
 
 ROOT = Path(__file__).parents[2]
 

@@ -78,16 +78,10 @@ def test_the_short_table(result):
     assert "| training step, `quick`, batch 64 | 50.0 ms | 60.0 ms (compile) | **1.20** (1.08 - 1.32) |" in table
     assert table.count("not measured") == len(README_ROWS) - 1
     assert "commit `0123456+changes`, 2026-11-20." in table
-    scan, unrolled = "2.0 s to the end of the first call, 500 ms a training step", "80.0 s and 600 ms"
-    sentence = f"64 steps of small-16 as one scan: {scan}; unrolled in Python, the faster of both ways: {unrolled}."
-    assert sentence in table
-    result["cases"][2]["variants"][UNROLLED] = {"failed": "first calls: did not end in 100 s", "timeout": True}
-    assert "unrolled in Python: first calls: did not end in 100 s." in readme_table(result)
-    table = readme_table(result)
     text = put_in_readme("a\n<!-- speed -->\nold\n<!-- /speed -->\nb\n", result)
     assert text == f"a\n<!-- speed -->\n{table}\n<!-- /speed -->\nb\n"
     assert put_in_readme(text, result) == text
-    with pytest.raises(ValueError, match="has no <!-- speed -->"):
+    with pytest.raises(ValueError, match="<!-- speed -->"):
         put_in_readme("a", result)
 
 
@@ -176,8 +170,8 @@ def test_a_failure_is_in_the_exit_status(monkeypatch, result, tmp_path, capsys):
         ("--variants jaxx", "invalid choice: 'jaxx'"),
         ("--first-call 0", "must be a positive integer, got '0'"),
         ("--report --out {folder}/none", "cpu.json: No such file or directory"),
-        ("--report --out {folder}", "cpu.json: damaged, or not a result of this command"),
-        ("--resume --out {folder}", "cpu.json: damaged, or not a result of this command"),
+        ("--report --out {folder}", "cpu.json: not a result of this command"),
+        ("--resume --out {folder}", "cpu.json: not a result of this command"),
         ("--quick --out {folder}/cpu.json", "cpu.json: File exists"),
         ("--quick --out {folder}", "cpu.json is there already: --resume adds to it; move it away to measure anew"),
         (

@@ -1,37 +1,76 @@
 """A whole run of both twins from the same weights: the same batches, records, evaluations, stages and answers."""
 
+from pathlib import Path
+from typing import Any, NamedTuple
+
 import jax
 import numpy as np
 import pytest
+import torch
 
-import ttm_jax.train
-import ttm_torch
-import ttm_torch.train
+import ttm_jax
 from parity.compare import largest_difference
 from parity.weights import load, to_jax, to_torch
+from ttm_jax.tasks import make_objective, make_task
 from ttm_jax.training.config import override
+from ttm_jax.training.jax_engine import JaxEngine
+from ttm_jax.training.loop import train
 from ttm_jax.training.run_folder import RunFolder
 from ttm_torch.training.checkpoint import find_checkpoint
+from ttm_torch.training.torch_engine import TorchEngine
+
+
+class Run(NamedTuple):
+    """The folder of a run, what it told, and the state it ended with."""
+
+    path: Path
+    display: Any
+    state: Any
+
+
+def trained(engine, config, path, display):
+    """A run of an engine, whose last state is kept."""
+
+    class Watched(type(engine)):
+        def step(self, state, arrays, plan):
+            self.newest, metrics = super().step(state, arrays, plan)
+            return self.newest, metrics
+
+    engine.__class__ = Watched
+    for event in train(config, make_task(config), engine, path):
+        display.show(event)
+    assert event.how == "finished"
+    return Run(path, display, engine.newest)
 
 
 @pytest.fixture(scope="module")
 def runs(tiny_config, run_display, tmp_path_factory):
-    """The trainers of both, after forty steps of Muon through two stages, and what they told."""
+    """Both twins, after forty steps of Muon through two stages from the same weights."""
     changes = {"optimizer.name": "muon", "model.dropout_rate": "0.0"}
     config = override(tiny_config, {**changes, "model.dtype": "float64", "model.param_dtype": "float64"})
     folder = tmp_path_factory.mktemp("twins")
+    shared = config.optimizer, config.train.seed, config.data.batch_size
     with jax.enable_x64(True):
-        trainer = ttm_jax.train.Trainer(config, folder / "jax")
-        twin = ttm_torch.train.Trainer(config, folder / "torch", device="cpu")
-        twin.state.model.load_state_dict(to_torch(trainer.state.params))
-        displays = run_display(), run_display()
-        assert [t.run(display) for t, display in zip((trainer, twin), displays, strict=True)] == ["finished"] * 2
-        yield trainer, twin, displays
+        engine = JaxEngine(make_objective(config), *shared)
+        twin = TorchEngine(make_objective(config, "ttm_torch"), *shared, torch.device("cpu"))
+        params, start = engine.start(engine.plans[0]).params, twin.start
+
+        def start_with_the_same_weights(plan):
+            state = start(plan)
+            state.model.load_state_dict(to_torch(params))
+            return state
+
+        twin.start = start_with_the_same_weights
+        yield (
+            config,
+            trained(engine, config, folder / "jax", run_display()),
+            trained(twin, config, folder / "torch", run_display()),
+        )
 
 
 def test_the_records_are_the_same(runs, without_seconds):
     """Losses to 1e-6: Optax computes rates and bias corrections in float32."""
-    theirs, ours = (RunFolder(trainer.folder.path).records() for trainer in runs[:2])
+    theirs, ours = (RunFolder(run.path).records() for run in runs[1:])
     assert len(theirs) == 16
     for jax_record, record in zip(theirs, ours, strict=True):
         assert list(record) == list(jax_record)
@@ -43,18 +82,18 @@ def test_the_records_are_the_same(runs, without_seconds):
 
 
 def test_the_examples_are_the_same(runs):
-    theirs, ours = ([examples for _, examples in display.evaluations] for display in runs[2])
-    assert ours == theirs
-    assert runs[2][0].messages == runs[2][1].messages
+    theirs, ours = (run.display for run in runs[1:])
+    assert [examples for _, examples in ours.evaluations] == [examples for _, examples in theirs.evaluations]
+    assert ours.messages == theirs.messages
 
 
 def test_a_checkpoint_of_the_twin_goes_to_jax(runs):
-    trainer, twin, _ = runs
-    path = find_checkpoint(twin.folder.path, ("checkpoints",)) / "params" / "model.safetensors"
+    config, theirs, twin = runs
+    path = find_checkpoint(twin.path, ("checkpoints",)) / "params" / "model.safetensors"
     with jax.enable_x64(True):
-        params = to_jax(load(path), trainer.state.params)
-        trained = jax.tree.map(np.asarray, trainer.state.params)
-        initial = jax.tree.map(np.asarray, ttm_jax.create_state(trainer.config).params)
+        params = to_jax(load(path), theirs.state.params)
+        trained = jax.tree.map(np.asarray, theirs.state.params)
+        initial = jax.tree.map(np.asarray, ttm_jax.create_state(config).params)
     flat, flat_trained, flat_initial = (
         {jax.tree_util.keystr(name): leaf for name, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (params, trained, initial)

@@ -11,19 +11,20 @@ import jax
 import numpy as np
 import pytest
 
+from ttm_jax.multiplication.config import Config
 from ttm_jax.multiplication.model import TTMModel
 from ttm_jax.multiplication.multiplier import Multiplier
+from ttm_jax.multiplication.objective import create_state, make_objective
 from ttm_jax.multiplication.problems import encode_problems
-from ttm_jax.train import Trainer
+from ttm_jax.train import start
 from ttm_jax.training.checkpoint import BEST, LATEST, find_checkpoint, load_meta, load_params, load_state, save_params
-from ttm_jax.training.config import Config, config_to_dict, override
-from ttm_jax.training.step import create_state
+from ttm_jax.training.config import config_to_dict, override
 
 
 @pytest.fixture(scope="session")
 def train(make_train) -> Callable[..., str]:
     """`train(config, workdir, resume=False, stop_at=None, display=None)` says how the run ended."""
-    return make_train(Trainer)
+    return make_train(start)
 
 
 @pytest.fixture(scope="session")
@@ -79,12 +80,12 @@ def snapshot(without_seconds) -> Callable[[Path, Config], dict[str, Any]]:
 
     def take(path: Path, config: Config) -> dict[str, Any]:
         latest, best = find_checkpoint(path, (LATEST,)), find_checkpoint(path, (BEST,))
-        state = load_state(latest, config)
+        state = load_state(latest, create_state(config))
         lines = (path / "metrics.jsonl").read_text().splitlines()
         return {
             "checkpoints": {kind: sorted(p.name for p in (path / kind).iterdir()) for kind in (LATEST, BEST)},
             "state": _leaves({"params": state.params, "opt_state": state.opt_state, "step": state.step}),
-            "best": _leaves(load_params(best, config)),
+            "best": _leaves(load_params(best, make_objective(config))),
             "progress": without_seconds(load_meta(latest)[1]["progress"]),
             "metrics": [without_seconds(json.loads(line)) for line in lines],
         }

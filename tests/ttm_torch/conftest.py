@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from ttm_jax.training.config import Config
-from ttm_torch.train import Trainer
+from ttm_jax.multiplication.config import Config
+from ttm_torch.multiplication.objective import create_model, create_state
+from ttm_torch.train import start
 from ttm_torch.training.checkpoint import BEST, LATEST, find_checkpoint, load_meta, load_model, load_state
 
 
 @pytest.fixture(scope="session")
 def train(make_train) -> Callable[..., str]:
     """`train(config, workdir, resume=False, stop_at=None, display=None)` says how the run ended."""
-    return make_train(partial(Trainer, device="cpu"))
+    return make_train(partial(start, device="cpu"))
 
 
 @pytest.fixture(scope="session")
@@ -46,13 +47,13 @@ def snapshot(without_seconds) -> Callable[[Path, Config], dict[str, Any]]:
 
     def take(path: Path, config: Config) -> dict[str, Any]:
         latest, best = find_checkpoint(path, (LATEST,)), find_checkpoint(path, (BEST,))
-        state = load_state(latest, config)
+        state = load_state(latest, create_state(config))
         parts = {"model": state.model, "optimizer": state.optimizer, "scheduler": state.scheduler}
         lines = (path / "metrics.jsonl").read_text().splitlines()
         return {
             "checkpoints": {kind: sorted(p.name for p in (path / kind).iterdir()) for kind in (LATEST, BEST)},
             "state": {name: _bits(dict(part.state_dict())) for name, part in parts.items()},
-            "best": _bits(dict(load_model(best, config).state_dict())),
+            "best": _bits(dict(load_model(best, create_model(config)).state_dict())),
             "progress": without_seconds(load_meta(latest)[1]["progress"]),
             "metrics": [without_seconds(json.loads(line)) for line in lines],
         }

@@ -2,6 +2,8 @@
 
 import ctypes
 import platform
+import re
+from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _UNLIMITED = 2**31 - 1
@@ -37,3 +39,10 @@ def release_freed_memory() -> None:
     """Returns to the system what malloc keeps of freed memory; does nothing where the C library is not glibc."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def resident_bytes(name: str) -> int | None:
+    """The process's resident memory, now ("VmRSS") or at most ("VmHWM"); None where the system is not Linux."""
+    status = Path("/proc/self/status")
+    line = re.search(rf"{name}:\s+(\d+) kB", status.read_text(encoding="utf-8")) if status.exists() else None
+    return None if line is None else 1024 * int(line[1])

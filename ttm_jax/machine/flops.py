@@ -17,9 +17,6 @@ from ttm_jax.machine.machine import (
 from ttm_jax.machine.memory import NUM_WRITES
 from ttm_jax.machine.processing import TOKEN_MIXING_DIM
 from ttm_jax.machine.summarize import BOTTLENECK_DIM
-from ttm_jax.multiplication.model import NUM_DIGIT_LOGITS
-from ttm_jax.multiplication.problems import MAX_CARRY
-from ttm_jax.training.config import ModelConfig
 
 Machine = TokenTuringMachine | TokenTuringMachineStep | SimpleTokenTuringMachine | SimpleTokenTuringMachineStep
 
@@ -106,13 +103,6 @@ def write_cost(machine: TokenTuringMachine | TokenTuringMachineStep, num_tokens:
     select = M * BOTTLENECK_DIM * (D + NUM_WRITES)
     vectors = D * BOTTLENECK_DIM * (control + NUM_WRITES) + NUM_WRITES * BOTTLENECK_DIM * 2 * D
     return select + 2 * vectors + M * NUM_WRITES * D
-
-
-def head_cost(config: ModelConfig) -> int:
-    """The multiplier's head at one step: D^2 + D D/2 + 12 D/2, and 45 D for the carries where they are asked for."""
-    D, half = config.width, config.width // 2
-    carries = D * (MAX_CARRY + 1) if config.carry_head else 0
-    return D * D + D * half + half * (NUM_DIGIT_LOGITS + 1) + carries
 
 
 def causal_step_cost(transformer: CausalTransformer, num_tokens: int, history: int, width: int) -> int:

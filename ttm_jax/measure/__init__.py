@@ -1,5 +1,5 @@
-"""The measurements that `python -m ttm_jax.benchmark` runs.
+"""The measurements that `python -m ttm_jax.benchmark` runs, and the pages that are written from results.
 
-Each module measures one thing: `measure(device, quick, progress)` gives plain values for a section of the device's
-result file; `tables(section)` and `notes(section)` show them, on the terminal as on the page.
+Each of the benchmark's modules measures one thing: `measure(device, progress, **options)` gives plain values for a
+section of the device's result file, QUICK are the options of a quick run, and `tables(section)` shows the section.
 """

@@ -45,11 +45,10 @@ def ceilings(sizes: CeilingSizes, timings: Mapping[str, dict[str, Any]]) -> dict
     }
 
 
-def achieved(timing: dict[str, Any], flops: int, moved_bytes: int, ceiling: dict[str, Any]) -> dict[str, Any]:
-    """The timing with FLOP/s and bytes/s, and both as a fraction of the ceilings."""
-    flops_per_s, bytes_per_s = flops / timing["median_s"], moved_bytes / timing["median_s"]
+def achieved(seconds: float, flops: int, moved_bytes: int, ceiling: dict[str, Any]) -> dict[str, Any]:
+    """FLOP/s and bytes/s, and both as a fraction of the ceilings."""
+    flops_per_s, bytes_per_s = flops / seconds, moved_bytes / seconds
     return {
-        **timing,
         "flops": flops,
         "bytes": moved_bytes,
         "flops_per_s": flops_per_s,

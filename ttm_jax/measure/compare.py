@@ -5,20 +5,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ttm_jax.cli import Parser, fail
-from ttm_jax.measure.markdown import markdown_table
-from ttm_jax.training.config import ConfigError, changed_keys, flat_values, load_config
-from ttm_jax.training.display import MARKS, clock
+from ttm_jax.cli import Parser, clock, fail
+from ttm_jax.measure.report import markdown_table
+from ttm_jax.multiplication.task import MARKS
+from ttm_jax.tasks import load_config
+from ttm_jax.training.config import ConfigError, changed_keys, flat_values
 from ttm_jax.training.run_folder import RunFolder
 
 
 def summarize_run(path: Path, reference: Path) -> dict[str, Any]:
-    """One run as plain values: the keys in which its config differs from the reference's, and its evaluations.
+    """One run as plain values: the keys in which its config differs from the reference's, and its last evaluation.
 
-    "marks_met" maps each mark's length to the seconds at the first evaluation above it; None where there was none.
-
-    Raises:
-        ConfigError: if a folder has no readable config or no evaluation.
+    "marks_met" maps each mark's length to the seconds at the first evaluation above it; None where there was none. A
+    folder that has no readable config or no evaluation raises ConfigError.
     """
     config = load_config(path / "config.toml")
     values = flat_values(config)

@@ -1,7 +1,6 @@
 """What a model costs: floating-point operations of a forward pass, peak memory of a training step."""
 
 import gc
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,18 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from ttm_jax.hardware.allocator import release_freed_memory
-from ttm_jax.machine.flops import Machine, forward_flops, head_cost
+from ttm_jax.hardware.allocator import release_freed_memory, resident_bytes
+from ttm_jax.machine.flops import Machine, forward_flops
 from ttm_jax.measure.input_shape import TRAIN_BATCH, check_input_shape
 from ttm_jax.measure.program import MEGABYTE, Program
-from ttm_jax.multiplication.model import TTMModel, make_machine
+from ttm_jax.multiplication.config import Config, DataConfig
+from ttm_jax.multiplication.model import TTMModel, head_cost, make_machine
+from ttm_jax.multiplication.objective import create_state
 from ttm_jax.multiplication.steps import CARRY_HEAD_TARGETS, num_machine_steps
-from ttm_jax.training.config import Config, DataConfig
-from ttm_jax.training.mesh import divide_gradients, mean_over_devices
-from ttm_jax.training.step import create_state, train_step
+from ttm_jax.training.mesh import add_over_devices, divide_by_data
+from ttm_jax.training.step import train_step
 
 MEMORY_SOURCES = ("program", "device")
-_PROCESS = Path("/proc/self")
 
 
 def measure_flops(model: TTMModel | Machine, input_shape: tuple[int, ...] | None = None) -> int:
@@ -74,7 +73,7 @@ def measure_memory(
     if source == "program":
         if program.memory is None:
             raise RuntimeError("the compiler of this device doesn't say what memory a program takes")
-        return program.memory.peak / MEGABYTE
+        return program.memory["peak"] / MEGABYTE
     jax.block_until_ready(make_arguments())  # compiled before the memory is looked at
     taken = device_memory_taken(lambda: jax.block_until_ready(program.bind(*make_arguments())()))
     if taken is None:
@@ -126,13 +125,12 @@ def machine_train_step(machine: Any, optimizer: optax.GradientTransformation, me
     def gradients_of(variables: Any, tokens_BxTxNxD: jax.Array) -> tuple[jax.Array, Any]:
         if mesh is None:
             return jax.value_and_grad(loss_of)(variables, tokens_BxTxNxD)
-        (axis,) = mesh.axis_names
 
         def of_share(variables: Any, tokens: jax.Array) -> tuple[tuple[jax.Array, Any], None]:
-            return mean_over_devices(jax.value_and_grad(loss_of)(variables, tokens), axis, jnp.ones(())), None
+            return add_over_devices(jax.value_and_grad(loss_of)(variables, tokens), mesh), None
 
-        (loss, gradients), _ = divide_gradients(of_share, mesh)(variables, tokens_BxTxNxD)
-        return loss, gradients
+        sums, _ = divide_by_data(of_share, mesh)(variables, tokens_BxTxNxD)
+        return jax.tree.map(lambda x: x / mesh.size, sums)
 
     def step(state: tuple[Any, Any], tokens_BxTxNxD: jax.Array) -> tuple[tuple[Any, Any], jax.Array]:
         variables, opt_state = state
@@ -156,13 +154,11 @@ def device_memory_taken(run: Callable[[], Any]) -> int | None:
         run()
         peak = device.memory_stats()["peak_bytes_in_use"]
         return peak - before["bytes_in_use"] if peak > before["peak_bytes_in_use"] else None
-    resident = _resident("VmRSS")
-    if device.platform != "cpu" or resident is None or not _reset_resident_peak():
-        run()
-        return None
+    known = device.platform == "cpu" and _reset_resident_peak()
+    resident = resident_bytes("VmRSS")
     run()
-    peak = _resident("VmHWM")
-    return None if peak is None else peak - resident
+    peak = resident_bytes("VmHWM")
+    return peak - resident if known and peak is not None and resident is not None else None
 
 
 def _default_device() -> jax.Device:
@@ -170,15 +166,9 @@ def _default_device() -> jax.Device:
     return device
 
 
-def _resident(name: str) -> int | None:
-    status = _PROCESS / "status"
-    line = re.search(rf"{name}:\s+(\d+) kB", status.read_text(encoding="utf-8")) if status.exists() else None
-    return None if line is None else 1024 * int(line[1])
-
-
 def _reset_resident_peak() -> bool:
     try:
-        (_PROCESS / "clear_refs").write_text("5", encoding="utf-8")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     except OSError:
         return False  # a sandbox may forbid it
     return True

@@ -6,26 +6,27 @@ all earlier steps into M memory tokens; the Transformer attends to all earlier t
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from ttm_jax.cli import Progress
 from ttm_jax.machine.causal_transformer import Cache, CausalTransformer
 from ttm_jax.machine.flops import causal_step_cost, multiply_adds
-from ttm_jax.measure.program import Program
-from ttm_jax.measure.progress import Progress
-from ttm_jax.measure.report import Table, median, peak, scaled, times
-from ttm_jax.measure.timing import affordable_calls, spread, time_interleaved
-from ttm_jax.measure.workload import normal, random_variables, too_large
+from ttm_jax.measure.program import Program, Turns
+from ttm_jax.measure.report import Table, median, planned, planned_memory, ratio, scaled, times
+from ttm_jax.measure.workload import normal, random_variables
+from ttm_jax.multiplication.config import ModelConfig
 from ttm_jax.multiplication.model import make_machine
-from ttm_jax.training.config import ModelConfig
+from ttm_jax.plotting import pyplot
 
+TITLE, FLAG = "Length of the history", "--history"
 LENGTHS = (10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000)
-QUICK_LENGTHS = (10, 100, 1000)
+QUICK = {"lengths": (10, 100, 1000), "budget_s": 0.5, "longest_call_s": 2.0}
 ROUNDS = 5  # several calls a turn: a single one would find its weights driven out of the caches by the other model
-MACHINE, TRANSFORMER = "machine", "transformer"
-LABELS = {MACHINE: "machine", TRANSFORMER: "Transformer"}
+MACHINE, TRANSFORMER = MODELS = "machine", "transformer"
 
 
 @dataclass(frozen=True)
@@ -39,43 +40,34 @@ class Sizes:
 
 def measure(
     device: jax.Device,
-    quick: bool,
     progress: Progress,
     sizes: Sizes = Sizes(),
-    lengths: Sequence[int] | None = None,
-    budget_s: float | None = None,
-    longest_call_s: float | None = None,
+    lengths: Sequence[int] = LENGTHS,
+    budget_s: float = 5.0,
+    longest_call_s: float = 20.0,
 ) -> dict[str, Any]:
     """Time and memory of a step after each of `lengths` steps, and of whole sequences of that many.
 
-    Whole sequences end where a call would take longer than `longest_call_s` seconds (20, or 2 in a quick run).
+    Whole sequences end where a call would take longer than `longest_call_s` seconds.
     """
-    lengths = (QUICK_LENGTHS if quick else LENGTHS) if lengths is None else lengths
-    budget_s = (0.5 if quick else 5.0) if budget_s is None else budget_s
-    longest_call_s = (2.0 if quick else 20.0) if longest_call_s is None else longest_call_s
+    streaming, whole = [], []
     with jax.default_device(device):
         progress.plan(1 + 2 * len(lengths))
         progress.step("initialising")
         models = Models(sizes)
-        streaming = [_streaming_row(models, device, steps, budget_s, progress) for steps in sorted(lengths)]
-        whole: list[dict[str, Any]] = []
+        for steps in sorted(lengths):
+            progress.step(f"streaming: the machine makes {steps:,} steps")
+            streaming.append(_streaming_row(models, Turns(device, budget_s, most=100), steps))
         for steps in sorted(lengths):
             progress.step(f"whole sequence of {steps:,} steps")
-            whole.append(_whole_row(models, device, steps, budget_s, longest_call_s, whole))
+            whole.append(_whole_row(models, Turns(device, budget_s, most=100), steps, whole, longest_call_s))
+    variables = {MACHINE: models.machine_variables, TRANSFORMER: models.transformer_variables}
+    rows, costs = {"streaming": streaming, "whole": whole}, {"time": lambda row: row["median_s"], "memory": planned}
     return {
         "sizes": asdict(sizes),
-        "parameters": {
-            name: sum(leaf.size for leaf in jax.tree.leaves(variables))
-            for name, variables in ((MACHINE, models.machine_variables), (TRANSFORMER, models.transformer_variables))
-        },
-        "streaming": streaming,
-        "whole": whole,
-        "wins": {
-            "streaming_time": wins_from(streaming, lambda cost: cost["median_s"]),
-            "streaming_memory": wins_from(streaming, _peak_bytes),
-            "whole_time": wins_from(whole, lambda cost: cost["median_s"]),
-            "whole_memory": wins_from(whole, _peak_bytes),
-        },
+        "parameters": {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in variables.items()},
+        **rows,
+        "wins": {f"{form}_{of}": wins_from(rows[form], costs[of]) for form in rows for of in costs},
     }
 
 
@@ -86,7 +78,7 @@ def wins_from(rows: list[dict[str, Any]], cost: Callable[[dict[str, Any]], float
     """
     first = None
     for row in rows:
-        ours, theirs = (None if "skipped" in row[name] else cost(row[name]) for name in (MACHINE, TRANSFORMER))
+        ours, theirs = (None if "skipped" in row[name] else cost(row[name]) for name in MODELS)
         if ours is None or theirs is None:
             continue
         if ours >= theirs:
@@ -94,10 +86,6 @@ def wins_from(rows: list[dict[str, Any]], cost: Callable[[dict[str, Any]], float
         elif first is None:
             first = row["steps"]
     return first
-
-
-def _peak_bytes(cost: dict[str, Any]) -> int | None:
-    return None if cost["memory"] is None else cost["memory"]["peak"]
 
 
 class Models:
@@ -114,9 +102,8 @@ class Models:
         self.transformer_variables = random_variables(self.transformer, self.tokens_BxNxD)
         _, self.memory_BxMxD = jax.jit(self.machine.apply)(self.machine_variables, tokens_Bx1xNxD)
         self.steps = 1
-        self.machine_program = Program(
-            self.machine_step, self.memory_BxMxD, self.machine_variables, self.tokens_BxNxD, carries=True
-        )
+        state = self.memory_BxMxD, self.machine_variables, self.tokens_BxNxD
+        self.machine_program = Program(self.machine_step, *state, carries=True)
         self._advance = jax.jit(self._make_steps)
 
     def advance(self, steps: int) -> None:
@@ -144,6 +131,10 @@ class Models:
         outputs_BxNxD, after = results
         return after._replace(length=cache.length), outputs_BxNxD
 
+    def transformer_outputs(self, *inputs: Any) -> jax.Array:
+        """Those of whole sequences."""
+        return self.transformer.apply(*inputs)[0]
+
     def empty_cache(self, steps: int) -> Cache:
         """A cache that is full after one more step; of zeros, for what it holds changes neither time nor memory."""
         sizes = self.sizes
@@ -151,88 +142,48 @@ class Models:
         return cache._replace(length=jnp.int32(steps * sizes.num_tokens))
 
 
-def _streaming_row(
-    models: Models, device: jax.Device, steps: int, budget_s: float, progress: Progress
-) -> dict[str, Any]:
-    progress.step(f"streaming: the machine makes {steps:,} steps")
+def _streaming_row(models: Models, turns: Turns, steps: int) -> dict[str, Any]:
     models.advance(steps)
-    sizes = models.sizes
-    functions = {
-        MACHINE: models.machine_program.bind(
-            jnp.copy(models.memory_BxMxD), models.machine_variables, models.tokens_BxNxD
-        )
-    }
+    sizes, tokens, variables = models.sizes, models.tokens_BxNxD, models.transformer_variables
+    memory_BxMxD = jnp.copy(models.memory_BxMxD)  # it is donated
+    turns.enter(MACHINE, models.machine_program, memory_BxMxD, models.machine_variables, tokens)
     cache = jax.eval_shape(lambda: models.empty_cache(steps))
-    program = Program(models.transformer_step, cache, models.transformer_variables, models.tokens_BxNxD, carries=True)
-    programs = {MACHINE: models.machine_program, TRANSFORMER: program}
+    program = Program(models.transformer_step, cache, variables, tokens, carries=True)
+    if turns.fits(TRANSFORMER, program):  # only then is there room for the cache
+        turns.functions[TRANSFORMER] = program.bind(models.empty_cache(steps), variables, tokens)
+    N, D = sizes.num_tokens, sizes.model.width
     flops = {
-        MACHINE: 2 * multiply_adds(models.machine, sizes.num_tokens, sizes.model.width).total,
-        TRANSFORMER: 2
-        * causal_step_cost(models.transformer, sizes.num_tokens, steps * sizes.num_tokens, sizes.model.width),
+        MACHINE: 2 * multiply_adds(models.machine, N, D).total,
+        TRANSFORMER: 2 * causal_step_cost(models.transformer, N, steps * N, D),
     }
-    skipped = {}
-    if reason := too_large(program, device):
-        skipped[TRANSFORMER] = reason
-    else:
-        functions[TRANSFORMER] = program.bind(
-            models.empty_cache(steps), models.transformer_variables, models.tokens_BxNxD
-        )
-    return _row(steps, functions, programs, flops, skipped, sizes.batch_size, budget_s)
+    return _row(turns, steps, sizes.batch_size, flops)
 
 
 def _whole_row(
-    models: Models,
-    device: jax.Device,
-    steps: int,
-    budget_s: float,
-    longest_call_s: float,
-    shorter: list[dict[str, Any]],
+    models: Models, turns: Turns, steps: int, shorter: list[dict[str, Any]], longest_call_s: float
 ) -> dict[str, Any]:
-    sizes = models.sizes
-    B, N, D = sizes.batch_size, sizes.num_tokens, sizes.model.width
+    B, N, D = models.sizes.batch_size, models.sizes.num_tokens, models.sizes.model.width
     flops = {
         MACHINE: 2 * steps * multiply_adds(models.machine, N, D).total,
         TRANSFORMER: 2 * causal_step_cost(models.transformer, steps * N, 0, D),
     }
     cases = {
         MACHINE: (models.machine.apply, models.machine_variables, (B, steps, N, D)),
-        TRANSFORMER: (
-            lambda *inputs: models.transformer.apply(*inputs)[0],
-            models.transformer_variables,
-            (B, steps * N, D),
-        ),
+        TRANSFORMER: (models.transformer_outputs, models.transformer_variables, (B, steps * N, D)),
     }
-    functions, programs, skipped = {}, {}, {}
     for name, (apply, variables, shape) in cases.items():
         if reason := too_long(name, B * flops[name], shorter, longest_call_s):
-            skipped[name] = reason
+            turns.rows[name] = {"skipped": reason}
             continue
         program = Program(apply, variables, jax.ShapeDtypeStruct(shape, jnp.float32))
-        if reason := too_large(program, device):
-            skipped[name] = reason
-            continue
-        programs[name] = program
-        functions[name] = program.bind(variables, normal(*shape))
-    return _row(steps, functions, programs, flops, skipped, B, budget_s)
+        if turns.fits(name, program):
+            turns.functions[name] = program.bind(variables, normal(*shape))
+    return _row(turns, steps, B, flops)
 
 
-def _row(
-    steps: int,
-    functions: dict[str, Callable[[], Any]],
-    programs: dict[str, Program],
-    flops: dict[str, int],
-    skipped: dict[str, str],
-    batch_size: int,
-    budget_s: float,
-) -> dict[str, Any]:
-    """Times what there is, in turns."""
-    row: dict[str, Any] = {"steps": steps, **{name: {"skipped": reason} for name, reason in skipped.items()}}
-    if functions:
-        calls = {name: affordable_calls(function, budget_s, most=100) for name, function in functions.items()}
-        for name, seconds in time_interleaved(functions, calls, ROUNDS).items():
-            memory = programs[name].memory_dict()
-            row[name] = {**spread(seconds), "flops": batch_size * flops[name], "memory": memory}
-    return row
+def _row(turns: Turns, steps: int, batch_size: int, flops: dict[str, int]) -> dict[str, Any]:
+    timed = turns.time(ROUNDS)
+    return {"steps": steps, **{name: {**timed[name], "flops": batch_size * flops[name]} for name in MODELS}}
 
 
 def too_long(name: str, flops: int, shorter: list[dict[str, Any]], longest_call_s: float) -> str | None:
@@ -245,75 +196,65 @@ def too_long(name: str, flops: int, shorter: list[dict[str, Any]], longest_call_
 
 
 def tables(section: dict[str, Any]) -> list[Table]:
-    """Streaming steps and whole sequences, both models side by side."""
+    """Streaming steps and whole sequences, both models side by side; and where the machine costs less."""
     headings = ["steps", "machine", "Transformer", "ratio", "machine, memory", "Transformer, memory", "ratio"]
     titles = {
         "streaming": "streaming, one more step after so many: median and planned peak memory, Transformer / machine",
         "whole": "whole sequences of so many steps, forward: median and planned peak memory, Transformer / machine",
     }
-    return [Table(titles[form], headings, [_cells(row) for row in section[form]]) for form in titles]
+    found = [Table(titles[form], headings, [_cells(row) for row in section[form]]) for form in titles]
+    return [*found, _summary(section)]
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
     machine, transformer = row[MACHINE], row[TRANSFORMER]
-    shown = [
-        ["not run"] * 2 if "skipped" in cost else [median(cost), peak(cost["memory"])]
-        for cost in (machine, transformer)
-    ]
-    ratios = [None, None]
-    if not ("skipped" in machine or "skipped" in transformer):
-        ratios[0] = transformer["median_s"] / machine["median_s"]
-        if machine["memory"] and transformer["memory"]:
-            ratios[1] = transformer["memory"]["peak"] / machine["memory"]["peak"]
-    (machine_time, machine_memory), (transformer_time, transformer_memory) = shown
+    seconds = ratio(transformer.get("median_s"), machine.get("median_s"))
+    held = ratio(planned(transformer), planned(machine))
     return [
-        f"{row['steps']:,}",
-        machine_time,
-        transformer_time,
-        "-" if ratios[0] is None else times(ratios[0]),
-        machine_memory,
-        transformer_memory,
-        "-" if ratios[1] is None else times(ratios[1]),
+        *(f"{row['steps']:,}", median(machine), median(transformer), "-" if seconds is None else times(seconds)),
+        *(planned_memory(machine), planned_memory(transformer), "-" if held is None else times(held)),
     ]
 
 
-def notes(section: dict[str, Any]) -> list[str]:
-    """How the cost of a step grows, and from which length on the machine costs less."""
-    streaming, wins = section["streaming"], section["wins"]
-    grown = "; ".join(filter(None, (_growth(name, streaming) for name in (MACHINE, TRANSFORMER))))
-    forms = [
-        f"{form}, it takes less time {_from(wins[f'{key}_time'])} and less memory {_from(wins[f'{key}_memory'])}"
-        for key, form in (("streaming", "streaming"), ("whole", "over whole sequences"))
-    ]
-    parameters, last = section["parameters"], streaming[-1]
-    found = [
-        f"A streaming step: {grown}.",
-        f"The machine against the Transformer: {'; '.join(forms)}.",
-        f"Parameters: {parameters[MACHINE]:,} and {parameters[TRANSFORMER]:,}.",
-    ]
-    if "skipped" not in last[MACHINE] and "skipped" not in last[TRANSFORMER]:
-        operations = [scaled(last[name]["flops"], "FLOP") for name in (MACHINE, TRANSFORMER)]
-        found.append(f"Floating-point operations of the last streaming step: {' and '.join(operations)}.")
-    for form, what in (("streaming", "Streaming"), ("whole", "Whole sequences")):
-        for name in (MACHINE, TRANSFORMER):
-            skipped = [row for row in section[form] if "skipped" in row[name]]
-            if skipped:
-                first = skipped[0]
-                found.append(
-                    f"{what}: the {LABELS[name]} was not run at {first['steps']:,} steps: it {first[name]['skipped']}."
-                )
-    return found
+def _summary(section: dict[str, Any]) -> Table:
+    """Of each model its size, and how the cost of a streaming step grows; from which length on the machine wins."""
+    columns = []
+    for name in MODELS:
+        measured = [row[name] for row in section["streaming"] if "skipped" not in row[name]] or [{}]
+        growth = ratio(measured[-1].get("median_s"), measured[0].get("median_s"))
+        parameters = f"{section['parameters'][name]:,}"
+        columns.append([parameters, scaled(measured[-1].get("flops"), "FLOP"), times(growth)])
+    labels = "parameters", "last streaming step", "its time by that of the first"
+    facts = [list(row) for row in zip(labels, *columns, strict=True)]
+    for key, steps in section["wins"].items():
+        form, of = key.split("_")
+        facts.append([f"less {of}, {form}", "never" if steps is None else f"from {steps:,} steps on", "-"])
+    return Table("both models, and the lengths from which on the machine costs less", ["", *MODELS], facts)
 
 
-def _growth(name: str, rows: list[dict[str, Any]]) -> str | None:
-    measured = [row for row in rows if "skipped" not in row[name]]
-    if not measured:
-        return None
-    first, last = measured[0], measured[-1]
-    ratio = last[name]["median_s"] / first[name]["median_s"]
-    costs = (f"{median(row[name])} after {row['steps']:,} steps" for row in (first, last))
-    return f"the {LABELS[name]}'s takes {' and '.join(costs)} ({times(ratio)})"
-
-
-def _from(steps: int | None) -> str:
-    return "at no measured length" if steps is None else f"from {steps:,} steps on"
+def draw(section: dict[str, Any], path: Path) -> None:
+    """Time and memory, streaming and of whole sequences, both models, as a PNG."""
+    plt = pyplot()
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), sharex=True, layout="constrained")
+    forms = (("streaming", "a streaming step after"), ("whole", "a whole sequence of"))
+    lines = ((MACHINE, "Token Turing Machine", "o-"), (TRANSFORMER, "causal Transformer", "s--"))
+    for (time, held), (form, what) in zip(axes, forms, strict=True):
+        for name, label, style in lines:
+            measured = [(row["steps"], row[name]) for row in section[form] if "skipped" not in row[name]]
+            steps = [steps for steps, _ in measured]
+            middle, low, high = (
+                [1e3 * cost[key] for _, cost in measured] for key in ("median_s", "quartile_1_s", "quartile_3_s")
+            )
+            (line,) = time.loglog(steps, middle, style, label=label, markersize=4)
+            time.fill_between(steps, low, high, alpha=0.25, color=line.get_color(), linewidth=0)
+            megabytes = [(planned(cost) or float("nan")) / 1e6 for _, cost in measured]
+            held.loglog(steps, megabytes, style, label=label, markersize=4)
+        time.set(title=f"time of {what} n steps", ylabel="ms")
+        held.set(title=f"planned peak memory of {what} n steps", ylabel="MB")
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize="small")
+    for axis in axes[1]:
+        axis.set(xlabel="n, steps")
+    figure.savefig(path, dpi=110, facecolor="white")
+    plt.close(figure)

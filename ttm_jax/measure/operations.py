@@ -9,31 +9,29 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 
+from ttm_jax.cli import Progress
 from ttm_jax.machine.flops import multiply_adds, process_cost
 from ttm_jax.machine.memory import Read, make_write
 from ttm_jax.machine.processing import TransformerStack, make_processor
 from ttm_jax.measure.ceilings import CeilingSizes, achieved, ceiling_functions, ceiling_sizes, ceilings
 from ttm_jax.measure.cost import machine_train_step, measure_flops
-from ttm_jax.measure.program import Program
-from ttm_jax.measure.progress import Progress
-from ttm_jax.measure.report import Table, median, peak, percent, quartiles, scaled
-from ttm_jax.measure.timing import affordable_calls, spread, time_interleaved
-from ttm_jax.measure.workload import (
-    TRAINING_PASSES,
-    normal,
-    random_variables,
-    too_large,
-    training_batch,
-    training_flops,
-)
-from ttm_jax.multiplication.model import make_machine
+from ttm_jax.measure.program import Program, Turns
+from ttm_jax.measure.report import Table, median, percent, planned_memory, quartiles, scaled
+from ttm_jax.measure.timing import affordable_calls
+from ttm_jax.measure.workload import TRAINING_PASSES, normal, random_variables, training_batch, training_flops
+from ttm_jax.multiplication.config import Config
+from ttm_jax.multiplication.model import TTMModel, make_machine
+from ttm_jax.multiplication.objective import create_state
 from ttm_jax.multiplication.vocab import VOCAB_SIZE
-from ttm_jax.training.config import Config, find_config, load_config
-from ttm_jax.training.step import create_state, train_step
+from ttm_jax.tasks import load_config
+from ttm_jax.training.config import find_config
+from ttm_jax.training.step import train_step
 
+TITLE, FLAG = "Operations", ""
 EMPTY_CALL = "empty call"
-CALLS = 1000  # of the product, the embedding and the Transformer
+OF_GIVEN_CALLS = "matrix product", "token embedding", "Transformer forward"
 ROUNDS = 10  # over which the calls are spread
+QUICK = {"budget_s": 1.0, "calls": None}
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,7 @@ class Sizes:
 class Operation:
     """What is timed: a function of its arguments, and its floating-point operations in closed form.
 
-    With `carries`, the first argument is a state that the first result replaces. `calls` is None where they are as
-    many as the budget allows.
+    With `carries`, the first argument is a state that the first result replaces.
     """
 
     name: str
@@ -61,58 +58,42 @@ class Operation:
     arguments: tuple[Any, ...]
     flops: int
     carries: bool = False
-    calls: int | None = None
 
 
 def measure(
     device: jax.Device,
-    quick: bool,
     progress: Progress,
     sizes: Sizes = Sizes(),
     config: Config | None = None,
     ceiling: CeilingSizes | None = None,
-    budget_s: float | None = None,
+    budget_s: float = 10.0,
+    calls: int | None = 1000,
 ) -> dict[str, Any]:
-    """Times every operation on `device`: 1000 calls of the first three, `budget_s` seconds of calls of the others.
-
-    In a quick run, all have the budget, which is 1 second instead of 10. `config` is the shipped "three_digits"
-    where None.
-    """
-    config = load_config(find_config("three_digits")) if config is None else config
-    ceiling = ceiling_sizes(device) if ceiling is None else ceiling
-    budget_s = (1.0 if quick else 10.0) if budget_s is None else budget_s
+    """Times every operation on `device` for `budget_s` seconds, those of OF_GIVEN_CALLS for so many calls."""
+    config = config or load_config(find_config("three_digits"))
+    ceiling = ceiling or ceiling_sizes(device)
+    turns, rows = Turns(device, budget_s), []
     with jax.default_device(device):
         progress.plan(1)
         progress.step("initialising")
         operations = [operation for part in PARTS for operation in part(sizes, config)]
         progress.plan(len(operations) + 1 + ROUNDS)
-        programs, functions, calls, skipped = {}, {}, {}, {}
+        programs = {}
         for operation in operations:
             progress.step(f"compiling: {operation.name}")
             program = Program(operation.function, *operation.arguments, carries=operation.carries)
+            turns.enter(operation.name, program, *operation.arguments)
             programs[operation.name] = program
-            if reason := too_large(program, device):
-                skipped[operation.name] = reason
-                continue
-            functions[operation.name] = function = program.bind(*operation.arguments)
-            affordable = operation.calls is None or quick
-            calls[operation.name] = affordable_calls(function, budget_s) if affordable else operation.calls
         progress.step("compiling: ceilings")
+        turns.calls |= dict.fromkeys(OF_GIVEN_CALLS, calls) if calls else {}
         for name, function in ceiling_functions(ceiling).items():
-            functions[name], calls[name] = function, affordable_calls(function, budget_s, most=100)
-        seconds = time_interleaved(
-            functions, calls, ROUNDS, lambda done, rounds: progress.step(f"timing, round {done + 1} of {rounds}")
-        )
-    timings = {name: spread(times) for name, times in seconds.items()}
-    measured = ceilings(ceiling, timings)
-    rows = []
+            turns.functions[name], turns.calls[name] = function, affordable_calls(function, budget_s, most=100)
+        timed = turns.time(ROUNDS, lambda: progress.step("timing"))
+    measured = ceilings(ceiling, timed)
     for operation in operations:
-        name, program = operation.name, programs[operation.name]
-        row = {"name": name, "size": operation.size, "compile_s": program.compile_s, "memory": program.memory_dict()}
-        if name in skipped:
-            row["skipped"] = skipped[name]
-        else:
-            row |= achieved(timings[name], operation.flops, program.moved_bytes, measured)
+        row: dict[str, Any] = {"name": operation.name, "size": operation.size, **timed[operation.name]}
+        if "skipped" not in row:
+            row |= achieved(row["median_s"], operation.flops, programs[operation.name].moved_bytes, measured)
         rows.append(row)
     precision = jax.config.values["jax_default_matmul_precision"]
     return {"dtype": "float32", "precision": precision, "sizes": asdict(sizes), "ceilings": measured, "rows": rows}
@@ -122,14 +103,14 @@ def _common_operations(sizes: Sizes, config: Config) -> Iterator[Operation]:
     yield Operation(EMPTY_CALL, "", lambda x: x + 1, (jnp.zeros(()),), 0)
     n = sizes.product
     matrices = normal(n, n), normal(n, n)
-    yield Operation("matrix product", f"{n} x {n}", jnp.matmul, matrices, 2 * n**3, calls=CALLS)
+    yield Operation("matrix product", f"{n} x {n}", jnp.matmul, matrices, 2 * n**3)
 
     c = config.model
     embedding = nn.Embed(VOCAB_SIZE, c.width)
     tokens_BxS = jnp.arange(sizes.sequences * c.seq_len).reshape(-1, c.seq_len) % VOCAB_SIZE
     table = random_variables(embedding, tokens_BxS)
     size = f"{sizes.sequences:,} x {c.seq_len}"
-    yield Operation("token embedding", size, embedding.apply, (table, tokens_BxS), 0, calls=CALLS)
+    yield Operation("token embedding", size, embedding.apply, (table, tokens_BxS), 0)
 
     B, R = sizes.batch_size, c.process_size
     transformer = TransformerStack(c.num_layers, c.num_heads, c.mlp_dim)
@@ -137,7 +118,7 @@ def _common_operations(sizes: Sizes, config: Config) -> Iterator[Operation]:
     params = random_variables(transformer, tokens_BxRxD)
     machine = make_machine(replace(c, processing="transformer"))
     flops = 2 * B * process_cost(machine, R, c.width)
-    yield Operation("Transformer forward", "", transformer.apply, (params, tokens_BxRxD), flops, calls=CALLS)
+    yield Operation("Transformer forward", "", transformer.apply, (params, tokens_BxRxD), flops)
 
 
 def _machine_operations(sizes: Sizes, config: Config) -> Iterator[Operation]:
@@ -171,8 +152,9 @@ def _multiplier_operations(sizes: Sizes, config: Config) -> Iterator[Operation]:
     state, batch = create_state(config), training_batch(config, B)
     variables = {"params": jax.tree.map(jnp.copy, state.params)}  # the training step takes the state's own
     inputs_BxS = jnp.asarray(batch["inputs"])
-    flops = measure_flops(state.model, (B, S))
-    yield Operation("multiplier", f"{S} places", state.model.apply, (variables, inputs_BxS), flops)
+    model = TTMModel(config.model)
+    flops = measure_flops(model, (B, S))
+    yield Operation("multiplier", f"{S} places", model.apply, (variables, inputs_BxS), flops)
     T = batch["targets"].shape[1]
     size, flops = f"{T} places", training_flops(config, B, T)
     yield Operation("multiplier train", size, train_step, (state, batch), flops, carries=True)
@@ -183,52 +165,24 @@ PARTS = _common_operations, _machine_operations, _multiplier_operations
 
 def tables(section: dict[str, Any]) -> list[Table]:
     """The ceilings, what a call of every operation takes, and its rates against the ceilings."""
-    ceiling = section["ceilings"]
+    ceiling, precision = section["ceilings"], section["precision"] or "default"
     product, copy = ceiling["product"], ceiling["copy"]
+    rates = scaled(ceiling["flops_per_s"], "FLOP/s"), scaled(ceiling["bytes_per_s"], "B/s")
     ceiling_rows = [
-        [f"product of {product['size']} x {product['size']}", median(product), quartiles(product)],
-        [f"copy of {scaled(copy['bytes'], 'B')}", median(copy), quartiles(copy)],
+        [f"product of {product['size']} x {product['size']}", median(product), quartiles(product), rates[0]],
+        [f"copy of {scaled(copy['bytes'], 'B')}", median(copy), quartiles(copy), rates[1]],
     ]
-    ceiling_rows[0].append(scaled(ceiling["flops_per_s"], "FLOP/s"))
-    ceiling_rows[1].append(scaled(ceiling["bytes_per_s"], "B/s"))
-    times = [
-        [
-            _label(row),
-            *(["not run", "-", "-"] if "skipped" in row else [median(row), quartiles(row), f"{row['calls']:,}"]),
-            peak(row["memory"]),
-        ]
-        for row in section["rows"]
-    ]
-    rates = [
-        [
-            _label(row),
-            *([scaled(row["flops_per_s"], "FLOP/s"), percent(row["flops_fraction"])] if row["flops"] else "--"),
-            scaled(row["bytes_per_s"], "B/s"),
-            percent(row["bytes_fraction"]),
-        ]
-        for row in section["rows"]
-        if row["name"] != EMPTY_CALL and "skipped" not in row
-    ]
-    what = f"{section['dtype']}, batch {section['sizes']['batch_size']}"
+    calls, reached = [], []
+    for row in section["rows"]:
+        label = ", ".join(filter(None, (row["name"], row["size"])))
+        calls.append([label, median(row), quartiles(row), f"{row.get('calls', 0):,}", planned_memory(row)])
+        if row["name"] == EMPTY_CALL or "skipped" in row:
+            continue
+        flops = [scaled(row["flops_per_s"], "FLOP/s"), percent(row["flops_fraction"])] if row["flops"] else "--"
+        reached.append([label, *flops, scaled(row["bytes_per_s"], "B/s"), percent(row["bytes_fraction"])])
+    what = f"{section['dtype']}, {precision} matrix precision, batch {section['sizes']['batch_size']}"
     return [
         Table("ceilings", ["ceiling", "median", "quartiles", "rate"], ceiling_rows),
-        Table(f"a call: {what}", ["operation", "median", "quartiles", "calls", "memory"], times),
-        Table(f"rates: {what}", ["operation", "FLOP/s", "of ceiling", "bytes/s", "of ceiling"], rates),
-    ]
-
-
-def _label(row: dict[str, Any]) -> str:
-    return ", ".join(filter(None, (row["name"], row["size"])))
-
-
-def notes(section: dict[str, Any]) -> list[str]:
-    """What the tables rest on, and what was not run."""
-    seconds = {row["name"]: row["median_s"] for row in section["rows"] if "skipped" not in row}
-    below = [name for name in seconds if seconds[name] < seconds[EMPTY_CALL]]
-    found = (
-        f"below the median of the empty call: {', '.join(below)}" if below else "no median is below the empty call's"
-    )
-    return [
-        f"Every call is waited for; {found}. Matrix precision: {section['precision'] or 'the default'}.",
-        *(f"{_label(row)}: not run: it {row['skipped']}." for row in section["rows"] if "skipped" in row),
+        Table(f"a call: {what}", ["operation", "median", "quartiles", "calls", "memory"], calls),
+        Table(f"rates: {what}", ["operation", "FLOP/s", "of ceiling", "bytes/s", "of ceiling"], reached),
     ]

@@ -2,20 +2,30 @@
 
 import argparse
 import json
-import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ttm_jax.cli import Parser, fail
+from ttm_jax.files import FileError, read_json
 from ttm_jax.measure import ablations, compare, training, unrolled
-from ttm_jax.measure.markdown import markdown_table
-from ttm_jax.measure.report import NOT_MEASURED, median, peak, percent, times
+from ttm_jax.measure.report import (
+    NOT_MEASURED,
+    markdown_table,
+    mean_and_range,
+    median,
+    percent,
+    planned_memory,
+    put_block,
+    ratio,
+    times,
+    write_changed,
+)
 from ttm_jax.multiplication.diagnose import CAUSES
 from ttm_jax.multiplication.metrics import wilson_interval
 from ttm_jax.multiplication.problems import MAX_DIGITS, place_name, place_power
-from ttm_jax.training.config import config_from_dict
+from ttm_jax.tasks import config_from_dict
 
 CHECKPOINTS = ("multiplication", "five_digits")
 TRIED = ("quick", "three_digits", "five_digits", "multiplication")
@@ -32,6 +42,7 @@ MEMORY_SEEDS = range(3)
 MEMORY_LENGTHS = ("1x1", "2x2", "3x2", "3x3")
 LONGER = ("1x4", "4x2", "4x4")
 DIGIT_LENGTHS = ("3x3", "4x4", "5x5")
+EARLY = ("25", "50", "75", "100")  # steps of two runs of the same seed
 # Of results/parity.json: a row of each kind of case.
 PARITY_ROWS = (
     ("scenic/simple_mlp", "ttm_torch: gradients"),
@@ -43,66 +54,39 @@ PARITY_ROWS = (
 )
 
 
-class PageError(ValueError):
-    """A page or a result that is not what it should be; the message is one line for the user."""
-
-
 class Results:
     """The files of results/, each read once."""
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._read = cache(self._load)
+        self._read = cache(read_json)
 
     def __call__(self, name: str) -> Any:
-        """The values of a file, by its path without ".json".
-
-        Raises:
-            PageError: if it cannot be read.
-        """
-        return self._read(name)
+        """Gives the values of a file, by its path without ".json"."""
+        return self._read(self._folder / f"{name}.json")
 
     def devices(self, section: str) -> list[dict[str, Any]]:
         """Of results/hardware, the files that have a section, in the order of their names."""
         names = sorted(path.stem for path in (self._folder / "hardware").glob("*.json"))
         return [found for name in names if section in (found := self(f"hardware/{name}"))]
 
-    def _load(self, name: str) -> Any:
-        path = self._folder / f"{name}.json"
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise PageError(f"{path}: {error.strerror}") from None
-        except ValueError:
-            raise PageError(f"{path}: not JSON") from None
-
 
 def why(results: Results) -> str:
     """What the library is for, a figure each."""
-    lines = []
-    for device in results.devices("history")[:1]:
-        first, last = device["history"]["streaming"][0], device["history"]["streaming"][-1]
-        lines.append(
-            f"- **Constant cost.** A streaming step takes {median(first['machine'])} after {first['steps']:,} steps\n"
-            f"  and {median(last['machine'])} after {last['steps']:,}."
-        )
-    measured = [row for device in results.devices("unrolled") for row in device["unrolled"]["rows"]]
-    for row in [row for row in measured if (row["steps"], row["num_tokens"]) == (128, 16)][:1]:
-        compiles = times(unrolled.ratios(row[unrolled.SCAN], row[unrolled.UNROLLED])["compile"])
-        lines.append(
-            f"- **One scan.** All steps are one `lax.scan`: 128 of them compile {compiles} as fast as unrolled."
-        )
+    first, *_, last = results.devices("history")[0]["history"]["streaming"]
+    rows = [row for device in results.devices("unrolled") for row in device["unrolled"]["rows"]]
+    row = next(row for row in rows if (row["steps"], row["num_tokens"]) == (128, 16))
+    compiles = times(unrolled.ratios(row[unrolled.SCAN], row[unrolled.UNROLLED])["compile"])
     counts = [results(f"{name}/evaluation")["exact_match"]["5x5"] for name in CHECKPOINTS]
     best = max(counts, key=lambda found: found["correct"])
     share = f"{_share(best):.1f} % of {best['total']:,} held-out pairs"
     compared, caught = results("parity")["summary"].split(", ")
-    return "\n".join(
-        [
-            *lines,
-            f"- **Trained.** A shipped checkpoint multiplies five digits by five: {share}.",
-            f"- **Checked** against a PyTorch twin and the authors' code: {compared},\n  {caught}.",
-        ]
-    )
+    return f"""- **Constant cost.** A streaming step takes {median(first["machine"])} after {first["steps"]:,} steps
+  and {median(last["machine"])} after {last["steps"]:,}.
+- **One scan.** All steps are one `lax.scan`: 128 of them compile {compiles} as fast as unrolled.
+- **Trained.** A shipped checkpoint multiplies five digits by five: {share}.
+- **Checked** against a PyTorch twin and the authors' code: {compared},
+  {caught}."""
 
 
 def accuracy(results: Results) -> str:
@@ -130,20 +114,16 @@ def memory(results: Results) -> str:
 
 
 def seeds_of(results: Results, name: str, seeds: Iterable[int]) -> list[dict[str, Any]]:
-    """The evaluations of one row of results/default, a seed each.
-
-    Raises:
-        PageError: if they are not of these seeds, of one commit, and otherwise of one config.
-    """
+    """The evaluations of one row of results/default, which have to be of these seeds, one commit and one config."""
     runs = [results(f"default/{name}-{seed}") for seed in seeds]
     origins = []
     for seed, run in zip(seeds, runs, strict=True):
         config, commit = run["training"]["config"], run["training"]["provenance"]["commit"]
         if config["train"]["seed"] != seed or run["memory_wiped"] != (name == "wiped"):
-            raise PageError(f"results/default/{name}-{seed}.json: of another seed, or of another row of the table")
+            raise FileError(f"results/default/{name}-{seed}.json: of another seed, or of another row of the table")
         origins.append((commit, {**config, "train": {**config["train"], "seed": None}}))
     if any(origin != origins[0] for origin in origins):
-        raise PageError(f"results/default/{name}-*.json: of different commits or configs")
+        raise FileError(f"results/default/{name}-*.json: of different commits or configs")
     return runs
 
 
@@ -170,22 +150,14 @@ def two_commits(results: Results) -> str:
     found = results("quick/two_commits")
     rows = []
     for row in found["seeds"]:
-        apart = [
-            f"{max(abs(row['relative'][str(step)]) for step in steps):.0e}" for steps in ((25, 50, 75, 100), (200,))
-        ]
+        early, late = max(abs(row["relative"][step]) for step in EARLY), abs(row["relative"]["200"])
         ends = ["" if end is None else f"{_share(end):.1f}" for end in row["3x2"]]
-        rows.append([str(row["seed"]), *apart, *ends])
-    headings = [
-        "seed",
-        "losses apart by step 100",
-        "at step 200",
-        *(f"3 x 2 at `{commit[:7]}`, %" for commit in found["commits"]),
-    ]
-    apart = max(map(abs, found["from_trained"]["relative"]))
-    note = (
-        f"From the weights of a finished run, the losses of {len(found['from_trained']['relative'])} steps are apart by"
-    )
-    return f"{markdown_table(headings, rows)}\n\n{note} at most {apart:.0e}."
+        rows.append([str(row["seed"]), f"{early:.0e}", f"{late:.0e}", *ends])
+    ends = [f"3 x 2 at `{commit[:7]}`, %" for commit in found["commits"]]
+    relative = found["from_trained"]["relative"]
+    note = f"From the weights of a finished run, the losses of {len(relative)} steps are apart by at most"
+    table = markdown_table(["seed", "losses apart by step 100", "at step 200", *ends], rows)
+    return f"{table}\n\n{note} {max(map(abs, relative)):.0e}."
 
 
 def tried(results: Results) -> str:
@@ -208,7 +180,8 @@ def grid(results: Results) -> str:
     tables = []
     for name in CHECKPOINTS:
         found, sizes = results(f"{name}/evaluation"), range(1, MAX_DIGITS + 1)
-        rows = [[str(n), *(_with_total(found["exact_match"][f"{n}x{m}"]) for m in sizes)] for n in sizes]
+        counts = {n: [found["exact_match"][f"{n}x{m}"] for m in sizes] for n in sizes}
+        rows = [[str(n), *(f"{_interval(**c)} of {c['total']:,}" for c in counts[n])] for n in sizes]
         tables.append(markdown_table([f"`{name}`", *(f"x {m}" for m in sizes)], rows))
     return "\n\n".join(tables)
 
@@ -240,13 +213,8 @@ def causes(results: Results) -> str:
 
 def _looked_into(results: Results) -> list[tuple[str, str]]:
     """The networks that were looked into, each with those of DIGIT_LENGTHS that it was trained on."""
-    networks = ("three_digits", *CHECKPOINTS)
-    return [
-        (name, length)
-        for name in networks
-        for length in DIGIT_LENGTHS
-        if length in trained_lengths(results(f"{name}/evaluation"))
-    ]
+    trained = {name: trained_lengths(results(f"{name}/evaluation")) for name in ("three_digits", *CHECKPOINTS)}
+    return [(name, length) for name in trained for length in DIGIT_LENGTHS if length in trained[name]]
 
 
 def parity(results: Results) -> str:
@@ -268,9 +236,8 @@ def training_step(results: Results) -> str:
         for row in device["training"]["rows"]:
             cells = 4 * [NOT_MEASURED]
             if "skipped" not in row:
-                undivided = row.get("undivided")
-                cells = [percent(row["flops_fraction"]), *map(percent, training.limits(row))]
-                cells.append(times(None if undivided is None else row["alone"]["median_s"] / undivided["median_s"]))
+                divided = ratio(row["alone"]["median_s"], row.get("undivided", {}).get("median_s"))
+                cells = [*map(percent, [row["flops_fraction"], *training.limits(row)]), times(divided)]
             rows.append([device["name"], f"`{row['config']}`", *cells])
     headings = ["", "config", "FLOP/s, of a large product's", "nothing made again or copied", "products alone"]
     return markdown_table([*headings, "time, divided / on one device"], rows)
@@ -281,10 +248,11 @@ def batch_size(results: Results) -> str:
     rows = []
     for device in results.devices("batch_sizes"):
         section = device["batch_sizes"]
+        config = f"`{section['config']}`, {section['num_steps']} places"
         for row in section["rows"]:
             if row["batch_size"] == section["best"]:
-                cells = [str(row["batch_size"]), f"{row['examples_per_s']:.0f} examples/s", peak(row["memory"])]
-                rows.append([device["name"], f"`{section['config']}`, {section['num_steps']} places", *cells])
+                cells = [str(row["batch_size"]), f"{row['examples_per_s']:.0f} examples/s", planned_memory(row)]
+                rows.append([device["name"], config, *cells])
     return markdown_table(["", "config", "best batch", "throughput", "planned memory"], rows)
 
 
@@ -308,23 +276,12 @@ def history(results: Results) -> str:
     for device in results.devices("history"):
         found = device["history"]
         for row in (found["streaming"][0], found["streaming"][-1]):
-            cells = [
-                text
-                for model in ("machine", "transformer")
-                for text in (median(row[model]), peak(row[model]["memory"]))
-            ]
+            models = row["machine"], row["transformer"]
+            cells = [cell for model in models for cell in (median(model), planned_memory(model))]
             rows.append([device["name"], f"{row['steps']:,}", *cells])
-        wins = found["wins"]
-        rows.append(
-            [
-                device["name"],
-                "the machine takes less time",
-                f"from {wins['streaming_time']} steps on, streaming",
-                "",
-                f"from {wins['whole_time']} on, whole sequences",
-                "",
-            ]
-        )
+        streaming, whole = found["wins"]["streaming_time"], found["wins"]["whole_time"]
+        from_steps = [f"from {streaming} steps on, streaming", "", f"from {whole} on, whole sequences", ""]
+        rows.append([device["name"], "the machine takes less time", *from_steps])
     headings = ["", "after so many steps", "machine", "its memory", "Transformer", "its memory"]
     return markdown_table(headings, rows)
 
@@ -340,23 +297,13 @@ PAGES: dict[str, tuple[Callable[[Results], str], ...]] = {
 }
 
 
-def render(text: str, tables: Sequence[Callable[[Results], str]], results: Results) -> str:
-    """A page's text with its tables as the results have them.
-
-    Raises:
-        PageError: if the marks of a table are not there, or a result.
-    """
-    for table in tables:
-        begin, end = f"<!-- {table.__name__} -->", f"<!-- /{table.__name__} -->"
-        before, found_begin, rest = text.partition(begin)
-        _, found_end, after = rest.partition(end)
-        if not found_begin or not found_end:
-            raise PageError(f"it needs the lines {begin} and, after it, {end}")
+def render(text: str, blocks: Iterable[Callable[[Results], str]], results: Results) -> str:
+    """Gives a page's text with its blocks as the results have them; ValueError where marks or a result are missing."""
+    for block in blocks:
         try:
-            new = table(results)
-        except (KeyError, IndexError, TypeError) as error:
-            raise PageError(f"{table.__name__}: a file in results/ is not as it should be: {error!r}") from None
-        text = f"{before}{begin}\n{new}\n{end}{after}"
+            text = put_block(text, block.__name__, block(results))
+        except (LookupError, TypeError, StopIteration) as error:
+            raise FileError(f"{block.__name__}: a file in results/ is not as it should be: {error!r}") from None
     return text
 
 
@@ -369,13 +316,9 @@ def _mean(runs: list[dict[str, Any]], length: str) -> str:
     """Mean and range over runs, of one run the interval; nothing of a length that they were not trained on."""
     if length not in trained_lengths(runs[0]):
         return ""
-    counts = [run["exact_match"][length] for run in runs]
-    if len(counts) == 1:
-        return _interval(counts[0]["correct"], counts[0]["total"])
-    shares = ablations.shares(runs, length)
-    if min(shares) == max(shares):
-        return f"{shares[0]:.1f}"
-    return f"{statistics.mean(shares):.1f} ({min(shares):.1f} - {max(shares):.1f})"
+    if len(runs) > 1:
+        return mean_and_range(ablations.shares(runs, length))
+    return _interval(**runs[0]["exact_match"][length])
 
 
 def _share(counts: dict[str, int]) -> float:
@@ -386,10 +329,6 @@ def _share(counts: dict[str, int]) -> float:
 def _interval(correct: int, total: int) -> str:
     low, high = wilson_interval(correct, total)
     return f"{100 * correct / total:.1f} ({100 * low:.1f} - {100 * high:.1f})"
-
-
-def _with_total(counts: dict[str, int]) -> str:
-    return f"{_interval(counts['correct'], counts['total'])} of {counts['total']:,}"
 
 
 def _name(length: str) -> str:
@@ -407,20 +346,16 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=Path(), help="the checkout (the current folder)")
     parser.add_argument("--check", action="store_true", help="write nothing; name the pages that are not up to date")
     args = parser.parse_args(argv)
-    results, stale = Results(args.root / "results"), {}
-    for name, tables in PAGES.items():
+    results, new = Results(args.root / "results"), {}
+    for name, blocks in PAGES.items():
         page = args.root / name
         try:
-            text = page.read_text(encoding="utf-8")
-            new = render(text, tables, results)
+            new[page] = render(page.read_text(encoding="utf-8"), blocks, results)
         except OSError as error:
             return fail(parser, f"{page}: {error.strerror}; --root names the checkout")
-        except PageError as error:
+        except ValueError as error:
             return fail(parser, f"{page}: {error}")
-        if new != text:
-            stale[name] = new
-    for name, new in stale.items():
-        if not args.check:
-            (args.root / name).write_text(new, encoding="utf-8")
-        print(f"{'not up to date' if args.check else 'written'}: {name}")
-    return 1 if args.check and stale else 0
+    changed = write_changed(new, args.check)
+    for page in changed:
+        print(f"{'not up to date' if args.check else 'written'}: {page.relative_to(args.root)}")
+    return 1 if args.check and changed else 0

@@ -7,7 +7,6 @@ that were fused into it) and which line of the model it comes from (its `op_name
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +14,8 @@ import jax
 
 from ttm_jax.measure.program import Program
 
-FORWARD, RECOMPUTED, BACKWARD, UPDATE = "forward", "recomputed", "backward", "update"
-PRODUCT, SUM, ELEMENTWISE, COPY = "products", "sums", "elementwise", "copies"
+FORWARD, RECOMPUTED, BACKWARD, UPDATE = PHASES = "forward", "recomputed", "backward", "update"
+PRODUCT, SUM, ELEMENTWISE, COPY = KINDS = "products", "sums", "elementwise", "copies"
 
 _INSTRUCTION = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z0-9\-]*)\(")
 _COMPUTATION = re.compile(r"(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -34,15 +33,7 @@ _COPIES = {
     *("compare", "select", "convert"),  # of indices, where nothing is computed besides
 }
 _WRAPPERS = {
-    "while",
-    "body",
-    "cond",
-    "closed_call",
-    "checkpoint",
-    "rematted_computation",
-    "step",
-    "machine",
-    "shard_map",
+    *("while", "body", "cond", "closed_call", "checkpoint", "rematted_computation", "step", "machine", "shard_map"),
 }
 
 
@@ -57,12 +48,11 @@ class Work(NamedTuple):
 UNNAMED = Work("unnamed", COPY, "")  # what the compiler has put in
 
 
-@dataclass(frozen=True)
-class _Instruction:
+class _Instruction(NamedTuple):
     opcode: str
     shape: str
     op_name: str
-    calls: str | None
+    calls: str
     target: str
 
 
@@ -81,9 +71,10 @@ def profile(function: Callable[[], Any], program: Program, folder: Path, calls: 
         for _ in range(calls):
             jax.block_until_ready(function())
     text = program.compiled.as_text() or ""
+    module = text.partition(",")[0].removeprefix("HloModule ")
     works = instructions(text)
     seconds, counts = defaultdict[Work, float](float), defaultdict[Work, int](int)
-    for name, nanoseconds in _events(folder, _module_name(text)):
+    for name, nanoseconds in _events(folder, module):
         if (work := works.get(name, UNNAMED)) is not None:
             seconds[work] += 1e-9 * nanoseconds / calls
             counts[work] += 1
@@ -96,9 +87,7 @@ def profile(function: Callable[[], Any], program: Program, folder: Path, calls: 
 
 
 def product_share(profiled: dict[str, Any]) -> float:
-    """The share of the matrix products of forward and backward pass in all operations: none that is made again, none of
-    the optimiser's.
-    """
+    """The share of the matrix products of forward and backward pass, none that is made again or the optimiser's."""
     return _share(profiled, {PRODUCT}, {FORWARD, BACKWARD})
 
 
@@ -125,12 +114,6 @@ def _events(folder: Path, module: str) -> Iterator[tuple[str, float]]:
                     yield str(stats["hlo_op"]), event.duration_ns
 
 
-def _module_name(text: str) -> str:
-    found = re.match(r"HloModule ([\w.\-]+)", text)
-    assert found, "a compiled program's text begins with its name"
-    return found[1]
-
-
 def instructions(text: str) -> dict[str, Work | None]:
     """What each instruction of a compiled program does; None for those that only run others, such as loops."""
     computations: dict[str, dict[str, _Instruction]] = {}
@@ -139,45 +122,33 @@ def instructions(text: str) -> dict[str, Work | None]:
         if header := _COMPUTATION.match(line):
             current = computations.setdefault(header[1], {})
         elif found := _INSTRUCTION.match(line):
-            calls, op_name, target = (pattern.search(line) for pattern in (_CALLS, _OP_NAME, _TARGET))
-            current[found[1]] = _Instruction(
-                found[3],
-                found[2],
-                op_name[1] if op_name else "",
-                calls[1] if calls else None,
-                target[1] if target else "",
-            )
-    fused = {i.calls for inside in computations.values() for i in inside.values() if i.calls is not None}
+            name, shape, opcode = found.groups()
+            matches = (pattern.search(line) for pattern in (_OP_NAME, _CALLS, _TARGET))
+            current[name] = _Instruction(opcode, shape, *(match[1] if match else "" for match in matches))
+
+    def inside(instruction: _Instruction) -> Iterator[_Instruction]:
+        if not instruction.calls:
+            yield instruction
+        for inner in computations.get(instruction.calls, {}).values():
+            yield from inside(inner)
+
+    fused = {instruction.calls for computation in computations.values() for instruction in computation.values()}
     return {
-        name: None if instruction.opcode in _CONTAINERS else _work(instruction, computations)
-        for computation, inside in computations.items()
-        if computation not in fused
-        for name, instruction in inside.items()
+        name: None if instruction.opcode in _CONTAINERS else _work(instruction, list(inside(instruction)))
+        for computation in computations.keys() - fused
+        for name, instruction in computations[computation].items()
     }
 
 
-def _work(instruction: _Instruction, computations: dict[str, dict[str, _Instruction]]) -> Work:
-    inside = list(_inside(instruction, computations))
+def _work(instruction: _Instruction, inside: list[_Instruction]) -> Work:
     op_name = instruction.op_name or next((i.op_name for i in reversed(inside) if i.op_name), "")
     part, phase = place(op_name)
-    return Work(part, _kind(inside), phase)
-
-
-def _inside(instruction: _Instruction, computations: dict[str, dict[str, _Instruction]]) -> Iterator[_Instruction]:
-    if instruction.calls is None:
-        yield instruction
-    else:
-        for inner in computations.get(instruction.calls, {}).values():
-            yield from _inside(inner, computations)
-
-
-def _kind(inside: list[_Instruction]) -> str:
     opcodes = {_SUM if i.opcode == "dot" and _ONE_COLUMN.match(i.shape) else i.opcode for i in inside}
-    if opcodes & _PRODUCTS or any(_PRODUCT_TARGETS.search(instruction.target) for instruction in inside):
-        return PRODUCT
+    if opcodes & _PRODUCTS or any(_PRODUCT_TARGETS.search(i.target) for i in inside):
+        return Work(part, PRODUCT, phase)
     if opcodes & _SUMS:
-        return SUM
-    return COPY if opcodes <= _COPIES else ELEMENTWISE
+        return Work(part, SUM, phase)
+    return Work(part, COPY if opcodes <= _COPIES else ELEMENTWISE, phase)
 
 
 def _passes(names: list[str]) -> str | None:

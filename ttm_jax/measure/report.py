@@ -1,7 +1,10 @@
-"""Numbers and tables for people, the same on the terminal and on the page."""
+"""Numbers and tables for people, the same on the terminal and on a page; and the parts of pages that are generated."""
 
+import statistics
 import textwrap
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table as RichTable
@@ -9,6 +12,8 @@ from rich.table import Table as RichTable
 NOT_MEASURED = "not measured"
 LARGER = (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")
 SMALLER = (1e-3, "m"), (1e-6, "µ"), (1e-9, "n")
+
+Row = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -24,16 +29,39 @@ class Table:
         table = RichTable(title=self.title, title_justify="left", show_edge=False)
         for i, heading in enumerate(self.headings):
             width = max(map(len, [*(row[i] for row in self.rows), *heading.split()]), default=1)
-            wrapped = "\n".join(textwrap.wrap(heading, width))  # headings wrap, cells do not
-            table.add_column(wrapped, justify="right" if i else "left", no_wrap=True)
+            wrapped = "\n".join(textwrap.wrap(heading, width))
+            table.add_column(wrapped, justify="right" if i else "left", no_wrap=width <= 24)  # a reason may wrap
         for row in self.rows:
             table.add_row(*row)
         return table
 
     def to_markdown(self) -> str:
-        """For the page: the title in bold, then the table."""
-        lines = [self.headings, ["---", *["---:"] * (len(self.headings) - 1)], *self.rows]
-        return "\n".join([f"**{self.title}**", "", *("| " + " | ".join(cells) + " |" for cells in lines)])
+        """For a page: the title in bold, then the table."""
+        return f"**{self.title}**\n\n{markdown_table(self.headings, self.rows, '---:')}"
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]], rule: str = "---") -> str:
+    """Lines of "| cell | cell |", without a newline at the end; `rule` aligns all columns but the first."""
+    lines = [f"| {' | '.join(headings)} |", f"|---{f'|{rule}' * (len(headings) - 1)}|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def put_block(text: str, name: str, new: str) -> str:
+    """Gives a page's text with a new block between the marks <!-- name --> and <!-- /name -->, or raises ValueError."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, found_begin, rest = text.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
+        raise ValueError(f"it needs the lines {begin} and, after it, {end}")
+    return f"{before}{begin}\n{new}\n{end}{after}"
+
+
+def write_changed(pages: Mapping[Path, str], check: bool = False) -> list[Path]:
+    """Writes the pages that are not as given, unless it only has to `check`; gives their paths."""
+    changed = [path for path, new in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != new]
+    for path in () if check else changed:
+        path.write_text(pages[path], encoding="utf-8")
+    return changed
 
 
 def digits(value: float) -> str:
@@ -59,24 +87,48 @@ def percent(share: float | None) -> str:
     return NOT_MEASURED if share is None else f"{digits(100 * share)} %"
 
 
-def median(timing: dict[str, Any] | None) -> str:
-    """The median of a spread: "71.8 ms"."""
-    return NOT_MEASURED if timing is None else scaled(timing["median_s"], "s")
-
-
-def quartiles(timing: dict[str, Any] | None) -> str:
-    """The quartiles of a spread: "70.1 - 73.3 ms"."""
-    if timing is None:
-        return NOT_MEASURED
-    (low, unit), (high, high_unit) = (scaled(timing[f"quartile_{n}_s"], "s").split(" ") for n in (1, 3))
-    return f"{low} - {high} {unit}" if unit == high_unit else f"{low} {unit} - {high} {high_unit}"
-
-
 def times(ratio: float | None) -> str:
     """A ratio as "1.35x"."""
     return NOT_MEASURED if ratio is None else f"{digits(ratio)}x"
 
 
-def peak(memory: dict[str, int] | None) -> str:
-    """The peak of a program's memory: "272 MB"."""
-    return NOT_MEASURED if memory is None else scaled(memory["peak"], "B")
+def short_commit(commit: str | None) -> str:
+    """A commit in seven digits, with "+changes" where it has any."""
+    name, _, changes = (commit or "unknown").partition("+")
+    return name[:7] + ("+changes" if changes else "")
+
+
+def ratio(a: float | None, b: float | None) -> float | None:
+    """The quotient of two figures; None where one is not known."""
+    return None if a is None or b is None else a / b
+
+
+def mean_and_range(shares: Sequence[float]) -> str:
+    """Percents of several runs: "94.7 (91.8 - 95.8)", or one number where all are equal."""
+    mean, low, high = (f"{x:.1f}" for x in (statistics.mean(shares), min(shares), max(shares)))
+    return mean if low == high else f"{mean} ({low} - {high})"
+
+
+def median(row: Row | None) -> str:
+    """The median of what was timed: "71.8 ms"; or why it was not run."""
+    if row is not None and "skipped" in row:
+        return f"not run: {row['skipped']}"
+    return NOT_MEASURED if row is None else scaled(row["median_s"], "s")
+
+
+def quartiles(row: Row | None) -> str:
+    """The quartiles of what was timed: "70.1 - 73.3 ms"."""
+    if row is None or "skipped" in row:
+        return "-"
+    (low, unit), (high, high_unit) = (scaled(row[f"quartile_{n}_s"], "s").split(" ") for n in (1, 3))
+    return f"{low} - {high} {unit}" if unit == high_unit else f"{low} {unit} - {high} {high_unit}"
+
+
+def planned(row: Row, what: str = "peak") -> int | None:
+    """Bytes that the compiler planned for a program."""
+    return (row.get("memory") or {}).get(what)
+
+
+def planned_memory(row: Row, what: str = "peak") -> str:
+    """What the compiler planned for a program: "272 MB"."""
+    return scaled(planned(row, what), "B")

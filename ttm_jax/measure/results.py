@@ -9,34 +9,14 @@ from typing import Any
 
 import jax
 
+from ttm_jax.files import FileError, read_json, write_json
 from ttm_jax.hardware.detect import describe_device, detect_machine
 from ttm_jax.measure import batch_sizes, history, operations, remat, training, unrolled
 from ttm_jax.training.run_folder import provenance
 
-# In the order of the page; each with the flag that measures it.
-SECTIONS: dict[str, ModuleType] = {
-    "operations": operations,
-    "training": training,
-    "batch_sizes": batch_sizes,
-    "history": history,
-    "unrolled": unrolled,
-    "remat": remat,
-}
-FLAGS = {
-    "operations": "",
-    "training": "--training",
-    "batch_sizes": "--batch-sizes",
-    "history": "--history",
-    "unrolled": "--against-unrolled",
-    "remat": "--remat",
-}
-
-
+MODULES = operations, training, batch_sizes, history, unrolled, remat  # in the order of the page
+SECTIONS: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 FACTS = ("processor", "cores", "usable_cpus", "caches", "instruction_sets")  # by which machines are told apart
-
-
-class ResultError(ValueError):
-    """A result file or folder that cannot be used; the message is one line for the user."""
 
 
 def describe(device: jax.Device) -> dict[str, Any]:
@@ -45,7 +25,7 @@ def describe(device: jax.Device) -> dict[str, Any]:
     name = device.device_kind
     if device.platform == "cpu":
         cores = machine.usable_cpus or machine.cpus
-        name = machine.processor if cores is None else f"{machine.processor}, {cores} {_plural('core', cores)}"
+        name = machine.processor + ("" if cores is None else f", {cores} core{'s' * (cores > 1)}")
     return {"name": name, "device": describe_device(device), "machine": machine.to_dict()}
 
 
@@ -61,31 +41,18 @@ def result_path(folder: Path, name: str) -> Path:
 
 
 def load_result(path: Path) -> dict[str, Any]:
-    """One result file.
-
-    Raises:
-        ResultError: if it cannot be read or is not one.
-    """
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ResultError(f"{path}: {error.strerror}") from None
-    except ValueError:
-        raise ResultError(f"{path}: not valid JSON; remove it to measure anew") from None
+    """Reads one result file; FileError where it is none."""
+    result = read_json(path)
     if not isinstance(result, dict) or not {"name", "device", "machine"} <= result.keys():
-        raise ResultError(f"{path}: no result of this command: it names no device; move it away")
+        raise FileError(f"{path}: no result of this command: it names no device; move it away")
     return result
 
 
 def load_results(folder: Path) -> list[dict[str, Any]]:
-    """All results of a folder: processors first, and of those the one of which most was measured.
-
-    Raises:
-        ResultError: if there is none, or one cannot be read.
-    """
+    """Reads all results of a folder: processors first, and of those the one of which most was measured."""
     results = [load_result(path) for path in sorted(folder.glob("*.json"))]
     if not results:
-        raise ResultError(f"{folder}: no results there; python -m ttm_jax.benchmark writes them")
+        raise FileError(f"{folder}: no results there; python -m ttm_jax.benchmark writes them")
 
     def order(result: dict[str, Any]) -> tuple[bool, int, str]:
         return result["device"]["platform"] != "cpu", -len(SECTIONS.keys() & result.keys()), result["name"]
@@ -94,54 +61,29 @@ def load_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def save_section(folder: Path, head: dict[str, Any], key: str, section: dict[str, Any]) -> Path:
-    """Puts a section into the file of its device, the other sections kept; a reader never sees half a file.
-
-    Raises:
-        ResultError: if it cannot be written.
-    """
+    """Puts a section into the file of its device, the other sections kept."""
     path = result_path(folder, head["name"])
-    earlier = load_result(path) if path.exists() else {}
-    sections = {**{name: earlier[name] for name in SECTIONS if name in earlier}, key: section}
-    result = {**head, **{name: sections[name] for name in SECTIONS if name in sections}}
-    temporary = path.with_suffix(".tmp")
-    try:
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise ResultError(f"{path}: {error.strerror}") from None
+    sections = {**(load_result(path) if path.exists() else {}), key: section}
+    write_json(path, {**head, **{name: sections[name] for name in SECTIONS if name in sections}})
     return path
 
 
 def check_folder(flag: str, folder: Path) -> None:
-    """Makes the folder that a flag names, and sees that files can be written there.
-
-    Raises:
-        ResultError: if not.
-    """
+    """Makes the folder that a flag names, and sees that files can be written there, or raises FileError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise ResultError(f"{flag} {folder}: {error.strerror}") from None
+        raise FileError(f"{flag} {folder}: {error.strerror}") from None
 
 
-def check_results(folder: Path, heads: list[dict[str, Any]]) -> None:
-    """Sees that what there is of these devices can be added to: that it is readable, and of this very machine.
-
-    Raises:
-        ResultError: if not.
-    """
-    for head in heads:
-        path = result_path(folder, head["name"])
-        if not path.exists():
-            continue
-        earlier, machine = load_result(path)["machine"], json.loads(json.dumps(head["machine"]))
-        if changed := [fact for fact in FACTS if earlier.get(fact) != machine[fact]]:
-            raise ResultError(
-                f"{path}: of another machine, which differs in {', '.join(changed)}; name another folder with --out"
-            )
-
-
-def _plural(noun: str, count: int) -> str:
-    return noun if count == 1 else f"{noun}s"
+def check_result(folder: Path, head: dict[str, Any]) -> None:
+    """Sees that what there is of a device is readable, and of this very machine, or raises FileError."""
+    path = result_path(folder, head["name"])
+    if not path.exists():
+        return
+    earlier, machine = load_result(path)["machine"], json.loads(json.dumps(head["machine"]))
+    if changed := [fact for fact in FACTS if earlier.get(fact) != machine[fact]]:
+        differing = ", ".join(changed)
+        raise FileError(f"{path}: of another machine, which differs in {differing}; name another folder with --out")

@@ -23,9 +23,9 @@ def timed_call(function: Function, clock: Callable[[], float] = time.perf_counte
 
 def time_interleaved(
     functions: Mapping[str, Function],
-    calls: int | Mapping[str, int],
+    calls: Mapping[str, int],
     rounds: int | None = None,
-    on_round: Callable[[int, int], None] = lambda done, rounds: None,
+    on_round: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each call, the functions taking turns: A B C A B C ...
@@ -34,17 +34,16 @@ def time_interleaved(
         functions: by name; called once each before anything is counted.
         calls: of each function, all of them counted.
         rounds: the calls of each function are spread over so many turns; a turn a call where None.
-        on_round: told (round, rounds) before each.
+        on_round: called before each.
     """
-    wanted = {name: calls if isinstance(calls, int) else calls[name] for name in functions}
-    rounds = max(wanted.values()) if rounds is None else rounds
+    rounds = max(calls.values(), default=0) if rounds is None else rounds
     for function in functions.values():
         timed_call(function, clock)
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for done in range(rounds):
-        on_round(done, rounds)
+        on_round()
         for name, function in functions.items():
-            due = wanted[name] * (done + 1) // rounds
+            due = calls[name] * (done + 1) // rounds
             seconds[name] += [timed_call(function, clock) for _ in range(due - len(seconds[name]))]
     return seconds
 
@@ -63,11 +62,7 @@ def affordable_calls(
 
 
 def spread(seconds: list[float]) -> dict[str, Any]:
-    """Median and quartiles in seconds, and the number of calls.
-
-    Raises:
-        ValueError: if there are fewer than two.
-    """
+    """Median and quartiles in seconds, and the number of calls, of which there have to be two."""
     if len(seconds) < 2:
         raise ValueError(f"a spread needs at least two timings, got {len(seconds)}")
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")

@@ -2,33 +2,37 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from ttm_jax.cli import Progress
 from ttm_jax.measure.ceilings import PRODUCT, CeilingSizes, ceiling_functions, ceiling_sizes
-from ttm_jax.measure.profile import arithmetic_share, product_share, profile
-from ttm_jax.measure.progress import Progress
-from ttm_jax.measure.report import Table, median, percent, quartiles, scaled, times
-from ttm_jax.measure.timing import affordable_calls, spread, timed_call
-from ttm_jax.measure.workload import (
-    too_large,
-    training_arguments,
-    training_flops,
-    training_program,
-    training_step,
+from ttm_jax.measure.profile import (
+    KINDS,
+    PHASES,
+    UNNAMED,
+    arithmetic_share,
+    product_share,
+    profile,
 )
-from ttm_jax.multiplication.steps import training_arrays
-from ttm_jax.training.config import Config, find_config, load_config
+from ttm_jax.measure.program import too_large
+from ttm_jax.measure.report import Table, median, percent, quartiles, ratio, scaled, times
+from ttm_jax.measure.timing import Function, affordable_calls, spread, timed_call
+from ttm_jax.measure.workload import training_arguments, training_flops, training_program, training_step
+from ttm_jax.multiplication.config import Config
+from ttm_jax.tasks import load_config, make_objective, make_task
+from ttm_jax.training.config import find_config
 from ttm_jax.training.mesh import Placement, place
 
-CONFIGS = ("quick", "three_digits")  # a small machine, and the checklist's sizes
-QUICK_CONFIGS = ("quick",)
+TITLE, FLAG = "Training step", "--training"
+QUICK = {"configs": ("quick",), "budget_s": 4.0}
 FORMS = {"alone": "a step alone", "in_loop": "a step in the loop", "undivided": "a step alone on one device"}
+COMPARED = (("in_loop", "alone"), ("alone", "undivided"))
+SHARES = (*KINDS, *PHASES, UNNAMED.part)
 WANTED = 0.6  # of the ceiling
 COSTLIEST = 10
 TRACED_CALLS = 3
@@ -38,41 +42,34 @@ TURN_S = 1.0  # in which so many steps are taken as fit, at least two and at mos
 
 def measure(
     device: jax.Device,
-    quick: bool,
     progress: Progress,
-    configs: Mapping[str, Config] | None = None,
+    configs: Mapping[str, Config] | Sequence[str] = ("quick", "three_digits"),
     ceiling: CeilingSizes | None = None,
-    budget_s: float | None = None,
+    budget_s: float = 40.0,
     traces: Path | None = None,
 ) -> dict[str, Any]:
     """Times the training step of each config, alone and in the loop, in turns, and profiles it.
 
-    Each has `budget_s` seconds: 40, or 4 in a quick run. The traces are kept in `traces`, a folder a config.
+    Configs are given, or named. The traces are kept in `traces`, a folder a config.
     """
-    if configs is None:
-        configs = {name: load_config(find_config(name)) for name in (QUICK_CONFIGS if quick else CONFIGS)}
-    ceiling = ceiling_sizes(device) if ceiling is None else ceiling
-    budget_s = (4.0 if quick else 40.0) if budget_s is None else budget_s
-    with jax.default_device(device), ExitStack() as stack:
-        traces = traces or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    if not isinstance(configs, Mapping):
+        configs = {name: load_config(find_config(name)) for name in configs}
+    ceiling = ceiling or ceiling_sizes(device)
+    with jax.default_device(device), tempfile.TemporaryDirectory() as folder:
         progress.plan(3 * len(configs))
         product = ceiling_functions(ceiling)[PRODUCT]
-        rows = [
-            _row(name, config, device, product, ceiling, progress, budget_s, traces / name)
-            for name, config in configs.items()
-        ]
+        rows = []
+        for name, config in configs.items():
+            row = _measure_row(name, config, device, product, progress, budget_s, (traces or Path(folder)) / name)
+            if "skipped" not in row:
+                row["ceiling_flops_per_s"] = 2 * ceiling.product**3 / row["product"]["median_s"]
+                row["flops_fraction"] = row["flops"] / row["alone"]["median_s"] / row["ceiling_flops_per_s"]
+            rows.append(row)
     return {"wanted": WANTED, "rows": rows}
 
 
-def _row(
-    name: str,
-    config: Config,
-    device: jax.Device,
-    product: Callable[[], Any],
-    ceiling: CeilingSizes,
-    progress: Progress,
-    budget_s: float,
-    trace: Path,
+def _measure_row(
+    name: str, config: Config, device: jax.Device, product: Function, progress: Progress, budget_s: float, trace: Path
 ) -> dict[str, Any]:
     progress.step(f"compiling: {name}")
     B = config.data.batch_size
@@ -86,46 +83,30 @@ def _row(
         "num_steps": T,
         "num_devices": len(placement.devices),
         "micro_batches": placement.micro_batches,
-        "memory": program.memory_dict(),
+        "memory": program.memory,
     }
+    progress.step(f"timing: {name}")
     if reason := too_large(program, device):
-        progress.step(f"left out: {name}")
         progress.step(f"left out: {name}")
         return {**row, "skipped": reason}
     function = program.bind(state, batch)
     calls = affordable_calls(function, budget_s)
-    step_s = timed_call(function)
-    progress.step(f"timing: {name}")
-    steps = max(2, min(10, int(TURN_S / step_s)))
+    steps = max(2, min(10, int(TURN_S / timed_call(function))))
     timings = _take_turns(config, placement, product, steps, turns=max(5, calls // (2 * steps)))
-    flops = training_flops(config, B, T)
-    ceiling_flops_per_s = 2 * ceiling.product**3 / timings["product"]["median_s"]
     progress.step(f"profiling: {name}")
     found = profile(function, program, trace, TRACED_CALLS)
-    return {
-        **row,
-        **timings,
-        "steps_a_turn": steps,
-        "flops": flops,
-        "ceiling_flops_per_s": ceiling_flops_per_s,
-        "flops_fraction": flops / timings["alone"]["median_s"] / ceiling_flops_per_s,
-        "profile": found,
-    }
+    return {**row, **timings, "steps_a_turn": steps, "flops": training_flops(config, B, T), "profile": found}
 
 
-def _take_turns(
-    config: Config, placement: Placement, product: Callable[[], Any], steps: int, turns: int
-) -> dict[str, Any]:
+def _take_turns(config: Config, placement: Placement, product: Function, steps: int, turns: int) -> dict[str, Any]:
     """Seconds of a step alone, of one in the loop, of making a batch, and of the ceiling's product."""
-    from ttm_jax.train import Trainer  # and orbax, which takes a second
-
     config = replace(
         config,
         curriculum=replace(config.curriculum, start_stage=config.curriculum.last_stage),
         train=replace(config.train, eval_every_epochs=10**9, max_epochs=10**9),
     )
 
-    def alone(placement: Placement) -> Callable[[], Any]:
+    def alone(placement: Placement) -> Function:
         step = training_step(placement)
         state, batch = training_arguments(config, config.data.batch_size, placement)
 
@@ -142,142 +123,103 @@ def _take_turns(
         for _ in range(PRODUCTS_A_TURN):
             jax.block_until_ready(product())
 
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(config, Path(folder) / "run", stop_requested=lambda: clock.turns == turns)
-        # The first product after other work is slower than those that follow: it is not counted.
-        others = {"alone": alone(placement), "first product": product, "products": products}
-        if placement.mesh is not None:
-            others["undivided"] = alone(place(config.data.batch_size, num_devices=1))
-        clock = _Turns(steps, others, lambda: trainer.state.step)
-        trainer.run(clock)
-
-    def make_batch(n: int) -> Any:
-        batch = trainer.dataset.batch(0, n)
-        return placement.divide(training_arrays(batch, config.model, trainer.dataset.num_steps()))
-
-    data = [timed_call(lambda n=n: make_batch(n)) for n in range(5 * turns)]
-    steps_alone = {name: clock.seconds[name] for name in FORMS if name in clock.seconds}
+    # The first product after other work is slower than those that follow: it is not counted.
+    others = {"alone": alone(placement), "first product": product, "products": products}
+    if placement.step_mesh is not None:
+        others["undivided"] = alone(place(config.data.batch_size, num_devices=1))
+    in_loop, seconds = _time_turns(config, steps, turns, others)
+    task = make_task(config)
+    data = [timed_call(lambda n=n: placement.divide(task.batch(n).arrays)) for n in range(5 * turns)]
+    steps_alone = {name: seconds[name] for name in FORMS if name in seconds}
     return {
-        **{name: spread([seconds / steps for seconds in turns]) for name, turns in steps_alone.items()},
-        "in_loop": spread([seconds / steps for seconds in clock.in_loop]),
-        "product": spread([seconds / PRODUCTS_A_TURN for seconds in clock.seconds["products"]]),
+        **{name: spread([turn / steps for turn in found]) for name, found in steps_alone.items()},
+        "in_loop": spread([turn / steps for turn in in_loop]),
+        "product": spread([turn / PRODUCTS_A_TURN for turn in seconds["products"]]),
         "data": spread(data[1:]),
     }
 
 
-class _Turns:
-    """A display that shows nothing: after every `steps` steps of the loop, others take their turn.
+def _time_turns(
+    config: Config, steps: int, turns: int, others: Mapping[str, Function]
+) -> tuple[list[float], dict[str, list[float]]]:
+    """Time the loop and others in turns of so many steps: seconds of each turn, the first, which compiles, left out."""
+    from ttm_jax.training.jax_engine import JaxEngine  # and orbax, which takes a second
+    from ttm_jax.training.loop import Stepped, train
 
-    Attributes:
-        turns: that were timed; the first, which compiles, is not.
-        in_loop: seconds of each turn of the loop.
-        seconds: of each turn of the others, by name.
-    """
+    class WatchedEngine(JaxEngine):
+        newest: Any = None
 
-    def __init__(self, steps: int, others: Mapping[str, Callable[[], Any]], newest: Callable[[], Any]):
-        self.turns = -1
-        self.in_loop: list[float] = []
-        self.seconds: dict[str, list[float]] = {name: [] for name in others}
-        self._steps, self._others, self._newest = steps, others, newest
-        self._begun = time.perf_counter()
+        def step(self, state: Any, arrays: Any, plan: Any) -> Any:
+            state, metrics = super().step(state, arrays, plan)
+            self.newest = metrics["loss"]
+            return state, metrics
 
-    def step(self, step: int, examples_per_second: float | None) -> None:
-        if step % self._steps:
-            return
-        jax.block_until_ready(self._newest())  # the loop has only dispatched it
-        in_loop = time.perf_counter() - self._begun
-        others = {name: timed_call(function) for name, function in self._others.items()}
-        if self.turns >= 0:
-            self.in_loop.append(in_loop)
-            for name, seconds in others.items():
-                self.seconds[name].append(seconds)
-        self.turns += 1
-        self._begun = time.perf_counter()
-
-    def __enter__(self) -> "_Turns":
-        return self
-
-    def __exit__(self, *error: object) -> None: ...
-    def message(self, text: str) -> None: ...
-    def train(self, record: dict[str, Any]) -> None: ...
-    def evaluation(self, record: dict[str, Any], examples: list[tuple[str, str, str]]) -> None: ...
+    engine = WatchedEngine(make_objective(config), config.optimizer, config.train.seed, config.data.batch_size)
+    in_loop: list[float] = []
+    seconds: dict[str, list[float]] = {name: [] for name in others}
+    with tempfile.TemporaryDirectory() as folder:
+        stop = lambda: len(in_loop) == 1 + turns  # noqa: E731
+        begun = time.perf_counter()
+        for event in train(config, make_task(config), engine, Path(folder) / "run", stop=stop):
+            if isinstance(event, Stepped) and event.step % steps == 0:
+                jax.block_until_ready(engine.newest)  # the loop has only dispatched it
+                in_loop.append(time.perf_counter() - begun)
+                for name, function in others.items():
+                    seconds[name].append(timed_call(function))
+                begun = time.perf_counter()
+    return in_loop[1:], {name: found[1:] for name, found in seconds.items()}
 
 
 def tables(section: dict[str, Any]) -> list[Table]:
-    """The steps, and the costliest operations of each config."""
-    rows, sizes, costliest = [], [], []
+    """The steps, what they reach, how their operations divide, and the costliest operations of each config."""
+    steps, reached, shares, costliest = [], [], {}, []
     for row in section["rows"]:
-        name = row["config"]
-        devices = f" divided between {n} devices" if (n := row.get("num_devices", 1)) > 1 else ""
-        sizes.append(f"{name}: batch {row['batch_size']}{devices}, {row['num_steps']} places")
+        n = row.get("num_devices", 1)
+        devices = f" divided between {n} devices" if n > 1 else ""
+        steps.append([f"{row['config']}: batch {row['batch_size']}{devices}, {row['num_steps']} places", *"---"])
         if "skipped" in row:
-            rows.append([name, "not run", "-", "-"])
+            steps[-1][1] = median(row)
             continue
         forms = {form: label for form, label in FORMS.items() if form in row}
-        reached = {form: row["flops"] / row[form]["median_s"] / row["ceiling_flops_per_s"] for form in forms}
-        for form, label in {**forms, "data": "making the batch"}.items():
-            share = percent(reached[form]) if form in FORMS else "-"
-            rows.append([f"{name}: {label}", median(row[form]), quartiles(row[form]), share])
-        ceiling = f"{name}: the ceiling, {scaled(row['ceiling_flops_per_s'], 'FLOP/s')}"
-        rows.append([ceiling, median(row["product"]), quartiles(row["product"]), "-"])
+        for form, label in {**forms, "data": "making the batch", "product": "the ceiling"}.items():
+            fraction = row["flops"] / row[form]["median_s"] / row["ceiling_flops_per_s"]
+            share = scaled(row["ceiling_flops_per_s"], "FLOP/s") if form == "product" else percent(fraction)
+            steps.append([label, median(row[form]), quartiles(row[form]), "-" if form == "data" else share])
+        seconds = {form: row[form]["median_s"] for form in forms}
+        compared = [times(ratio(seconds[a], seconds[b]) if b in seconds else None) for a, b in COMPARED]
+        reached.append([row["config"], percent(row["flops_fraction"]), *map(percent, limits(row)), *compared])
+        shares[row["config"]] = _shares(row)
         costliest.append(_costliest(row))
-    title = f"training step ({'; '.join(sizes)})"
-    return [Table(title, ["config", "median", "quartiles", "of ceiling"], rows), *costliest]
+    divided = [[name, *(percent(found[name]) for found in shares.values())] for name in SHARES]
+    limit = ["nothing made again or copied", "products alone", "in the loop / alone", "divided / on one device"]
+    return [
+        Table("training step", ["", "median", "quartiles", "of ceiling"], steps),
+        Table(f"share of the ceiling (wanted: {percent(section['wanted'])})", ["", "a step alone", *limit], reached),
+        Table("shares of the operations by kind and by pass", ["", *shares], divided),
+        *costliest,
+    ]
 
 
 def _costliest(row: dict[str, Any]) -> Table:
-    rows = [
-        [
-            f"{work['part']}: {work['kind']}{', ' if work['phase'] else ''}{work['phase']}",
-            scaled(work["seconds"], "s"),
-            percent(work["share"]),
-            str(work["number"]),
-        ]
-        for work in row["profile"]["rows"][:COSTLIEST]
-    ]
+    rows = []
+    for work in row["profile"]["rows"][:COSTLIEST]:
+        name = f"{work['part']}: {', '.join(filter(None, (work['kind'], work['phase'])))}"
+        rows.append([name, scaled(work["seconds"], "s"), percent(work["share"]), str(work["number"])])
     devices = f" on {n} devices together" if (n := row.get("num_devices", 1)) > 1 else ""
     seconds = scaled(row["profile"]["seconds"], "s")
     title = f"{row['config']}: the ten costliest of all operations of a step, {seconds}{devices}"
     return Table(title, ["operation", "a step", "share", "instructions run"], rows)
 
 
-def notes(section: dict[str, Any]) -> list[str]:
-    """Whether the ceiling is reached as wanted, what the data cost, and where the rest goes."""
-    found = []
-    for row in section["rows"]:
-        if "skipped" in row:
-            found.append(f"{row['config']}: not run: it {row['skipped']}.")
-            continue
-        met = "met" if row["flops_fraction"] >= section["wanted"] else "not met"
-        ratio = times(row["in_loop"]["median_s"] / row["alone"]["median_s"])
-        arithmetic, products = map(percent, limits(row))
-        found.append(
-            f"{row['config']}: {percent(row['flops_fraction'])} of the FLOP/s of a large product "
-            f"(wanted: {percent(section['wanted'])}, {met}); in the loop, with its data, a step takes {ratio} as long "
-            f"as alone{_undivided(row)}. By kind: {_shares(row, 'kind')}. By pass: {_shares(row, 'phase')}. "
-            f"Were nothing made again and nothing copied, it would be at {arithmetic}; were the "
-            f"products of its forward and backward pass all that it does, at {products}."
-        )
-    return found
-
-
-def _undivided(row: dict[str, Any]) -> str:
-    if "undivided" not in row:
-        return ""
-    return f", and divided {times(row['alone']['median_s'] / row['undivided']['median_s'])} as long as on one device"
-
-
-def limits(row: dict[str, Any]) -> tuple[float | None, float | None]:
-    """Shares of the ceiling, by estimate: were nothing made again and nothing copied, and were the products all."""
-    found = (share(row["profile"]) for share in (arithmetic_share, product_share))
-    arithmetic, products = (row["flops_fraction"] / share if share else None for share in found)
-    return arithmetic, products
-
-
-def _shares(row: dict[str, Any], key: str) -> str:
-    shares: dict[str, float] = {}
+def _shares(row: dict[str, Any]) -> dict[str, float]:
+    shares = dict.fromkeys(SHARES, 0.0)
     for work in row["profile"]["rows"]:
-        name = work[key] or "unnamed"
-        shares[name] = shares.get(name, 0.0) + work["share"]
-    ordered = sorted(shares.items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {percent(share)}" for name, share in ordered)
+        shares[work["kind"]] += work["share"]
+        shares[work["phase"] or UNNAMED.part] += work["share"]
+    return shares
+
+
+def limits(row: dict[str, Any]) -> list[float | None]:
+    """Shares of the ceiling, by estimate: were nothing made again and nothing copied, and were the products all."""
+    shares = arithmetic_share(row["profile"]), product_share(row["profile"])
+    return [ratio(row["flops_fraction"], share or None) for share in shares]

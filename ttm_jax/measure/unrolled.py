@@ -15,16 +15,16 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ttm_jax.cli import Progress
 from ttm_jax.machine.machine import DEFAULT_REMAT, REMAT_POLICIES, TokenTuringMachine, TokenTuringMachineStep
 from ttm_jax.measure.cost import machine_train_step
 from ttm_jax.measure.profile import arithmetic_share, product_share, profile
-from ttm_jax.measure.program import Program
-from ttm_jax.measure.progress import Progress
-from ttm_jax.measure.report import Table, median, percent, quartiles, scaled, times
-from ttm_jax.measure.timing import affordable_calls, spread, time_interleaved
-from ttm_jax.measure.workload import normal, random_variables, too_large
+from ttm_jax.measure.program import Program, Turns
+from ttm_jax.measure.report import Table, median, percent, planned, planned_memory, quartiles, ratio, scaled, times
+from ttm_jax.measure.workload import normal, random_variables
 from ttm_jax.training.mesh import place
 
+TITLE, FLAG = "Scanned and unrolled", "--against-unrolled"
 SCAN, UNROLLED = "scan", "unrolled"
 # The scan under the default policy, then under the others; then with the batch divided between the cores.
 _UNDIVIDED = {SCAN: DEFAULT_REMAT} | {f"{SCAN}, {name}": name for name in REMAT_POLICIES if name != DEFAULT_REMAT}
@@ -44,13 +44,16 @@ class Case:
 
 
 STEPS = (6, 32, 128)
-QUICK_CASES = (Case(6, 16, 16),)
+QUICK = {"cases": (Case(6, 16, 16),), "budget_s": 2.0}
 TRACED_CALLS = 3
 
 
-def cases_of(steps: Sequence[int] = STEPS) -> tuple[Case, ...]:
+def cases_of(steps: Sequence[int]) -> tuple[Case, ...]:
     """Each number of steps with few tokens and with many."""
     return tuple(Case(T, N, B) for T in steps for N, B in ((16, 16), (3136, 1)))
+
+
+CASES = cases_of(STEPS)
 
 
 class Unrolled:
@@ -82,101 +85,60 @@ class Unrolled:
 
 def measure(
     device: jax.Device,
-    quick: bool,
     progress: Progress,
-    cases: Sequence[Case] | None = None,
+    cases: Sequence[Case] = CASES,
     machine: TokenTuringMachine | None = None,
     width: int = 128,
-    budget_s: float | None = None,
+    budget_s: float = 15.0,
 ) -> dict[str, Any]:
     """Compile time, train step (gradient and Adam) and temporary memory of each form, in turns, for each case.
 
     And the shares that the products of forward and backward pass, and all their arithmetic, have in the operations of
     the scan.
     """
-    cases = (QUICK_CASES if quick else cases_of()) if cases is None else cases
-    machine = TokenTuringMachine(compat="scenic") if machine is None else machine
-    budget_s = (2.0 if quick else 15.0) if budget_s is None else budget_s
+    machine = machine or TokenTuringMachine(compat="scenic")
     progress.plan((len(SCANS) + 4) * len(cases))
     with jax.default_device(device):
-        rows = [_row(case, machine, width, device, progress, budget_s) for case in cases]
+        rows = [_row(case, machine, width, Turns(device, budget_s, most=100), progress) for case in cases]
     return {"width": width, "remat": DEFAULT_REMAT, "wanted": WANTED, "rows": rows}
 
 
-def _row(
-    case: Case, machine: TokenTuringMachine, width: int, device: jax.Device, progress: Progress, budget_s: float
-) -> dict[str, Any]:
+def _row(case: Case, machine: TokenTuringMachine, width: int, turns: Turns, progress: Progress) -> dict[str, Any]:
     what = f"{case.steps} steps of {case.num_tokens} tokens"
     progress.step(f"initialising: {what}")
     optimizer = optax.adam(1e-3)
-    shape = case.batch_size, case.steps, case.num_tokens, width
-    tokens_BxTxNxD = normal(*shape)
+    tokens_BxTxNxD = normal(case.batch_size, case.steps, case.num_tokens, width)
     variables = random_variables(machine, tokens_BxTxNxD)
-    row: dict[str, Any] = vars(case).copy()
-    functions: dict[str, Callable[[], Any]] = {}
-    programs: dict[str, Program] = {}
     scans = {name: machine.clone(remat=policy) for name, policy in SCANS.items()}
     whole, divided = (place(case.batch_size, num_devices=number) for number in (1, None))
+    programs: dict[str, Program] = {}
     for name, form in {**scans, UNROLLED: Unrolled(machine)}.items():
-        if name in DIVIDED and divided.mesh is None:
-            progress.step(f"left out: {name}, {what}")
-            continue
         progress.step(f"compiling: {name}, {what}")
+        if name in DIVIDED and divided.step_mesh is None:
+            continue
         placement = divided if name in DIVIDED else whole
         fresh = jax.tree.map(jnp.copy, (variables, jax.jit(optimizer.init)(variables)))
         state, tokens = placement.replicate(fresh), placement.divide(tokens_BxTxNxD)
-        step = machine_train_step(form, optimizer, placement.mesh)
-        program = Program(step, state, tokens, carries=True, num_devices=len(placement.devices))
-        row[name] = {"compile_s": program.compile_s, "memory": program.memory_dict()}
-        if reason := too_large(program, device):
-            row[name]["skipped"] = reason
-            continue
-        programs[name], functions[name] = program, program.bind(state, tokens)
+        step = machine_train_step(form, optimizer, placement.step_mesh)
+        programs[name] = Program(step, state, tokens, carries=True, num_devices=len(placement.devices))
+        turns.enter(name, programs[name], state, tokens)
     progress.step(f"timing: {what}")
-    if functions:
-        calls = min(affordable_calls(function, budget_s, most=100) for function in functions.values())
-        for name, seconds in time_interleaved(functions, calls).items():
-            row[name].update(spread(seconds))
+    row = vars(case) | turns.time()
     progress.step(f"profiling: {what}")
-    if SCAN in functions:
+    if SCAN in turns.functions:
         with tempfile.TemporaryDirectory() as folder:
-            traced = profile(functions[SCAN], programs[SCAN], Path(folder), TRACED_CALLS)
-            row |= {"product_share": product_share(traced), "arithmetic_share": arithmetic_share(traced)}
+            traced = profile(turns.functions[SCAN], programs[SCAN], Path(folder), TRACED_CALLS)
+        row |= {"product_share": product_share(traced), "arithmetic_share": arithmetic_share(traced)}
     return row
 
 
 def ratios(scan: dict[str, Any], unrolled: dict[str, Any]) -> dict[str, float | None]:
     """How many times as much the unrolled form takes; None for what is not known."""
-
-    def ratio(of: Callable[[dict[str, Any]], float | None]) -> float | None:
-        ours, theirs = of(scan), of(unrolled)
-        return None if ours is None or theirs is None else theirs / ours
-
     return {
-        "compile": ratio(lambda form: form["compile_s"]),
-        "step": ratio(lambda form: form.get("median_s")),
-        "temporary": ratio(lambda form: None if form["memory"] is None else form["memory"]["temporary"]),
+        "compile": unrolled["compile_s"] / scan["compile_s"],
+        "step": ratio(unrolled.get("median_s"), scan.get("median_s")),
+        "temporary": ratio(planned(unrolled, "temporary"), planned(scan, "temporary")),
     }
-
-
-def tables(section: dict[str, Any]) -> list[Table]:
-    """A row a form, then how many times as much the unrolled one takes as each scan."""
-    headings = ["steps x tokens, batch", "form", "compile", "train step", "quartiles", "temporary memory"]
-    rows, compared = [], []
-    for row in section["rows"]:
-        size = f"{row['steps']} x {row['num_tokens']:,}, {row['batch_size']}"
-        for name in (*scans_of(row), UNROLLED):
-            form, memory = row[name], row[name]["memory"]
-            step = ["not run", "-"] if "skipped" in form else [median(form), quartiles(form)]
-            temporary = scaled(None if memory is None else memory["temporary"], "B")
-            rows.append([size, name, scaled(form["compile_s"], "s"), *step, temporary])
-        for name in scans_of(row):
-            found = ratios(row[name], row[UNROLLED])
-            compared.append([size, name, *(times(found[of]) for of in LABELS)])
-    return [
-        Table('the same arithmetic (compat="scenic"), scanned and unrolled', headings, rows),
-        Table("unrolled / scan", [*headings[:2], *LABELS.values()], compared),
-    ]
 
 
 def scans_of(row: dict[str, Any]) -> list[str]:
@@ -184,35 +146,33 @@ def scans_of(row: dict[str, Any]) -> list[str]:
     return [name for name in SCANS if name in row]
 
 
-def notes(section: dict[str, Any]) -> list[str]:
-    """The ratios beside what is wanted of them on two CPU cores."""
-    wanted = section["wanted"]
-    where = f"{wanted['steps']} steps of {wanted['num_tokens']} tokens"
+def tables(section: dict[str, Any]) -> list[Table]:
+    """A row a form, how many times as much the unrolled one takes as each scan, and how fast the first scan could be.
+
+    That is by the shares of its operations: were nothing made again and nothing copied, and were the products of
+    forward and backward pass all that it does.
+    """
+    rows, compared, limits = [], [], []
     for row in section["rows"]:
-        if (row["steps"], row["num_tokens"]) == (wanted["steps"], wanted["num_tokens"]):
-            targets = ", ".join(f"{label} {times(wanted[of])}" for of, label in LABELS.items())
-            found = "; ".join(f"{name}: {_verdicts(row, name, wanted)}" for name in scans_of(row))
-            limit = f" {_limit(row)}" if row.get("arithmetic_share") and "median_s" in row[UNROLLED] else ""
-            return [f"Unrolled / scan at {where}, of which are wanted on two CPU cores {targets}. {found}.{limit}"]
-    return [f"At {where}, for which ratios are wanted, nothing was measured."]
-
-
-def _verdicts(row: dict[str, Any], scan: str, wanted: dict[str, Any]) -> str:
-    found = ratios(row[scan], row[UNROLLED])
-    return ", ".join(_verdict(label, found[of], wanted[of]) for of, label in LABELS.items())
-
-
-def _verdict(label: str, ratio: float | None, wanted: float) -> str:
-    met = "" if ratio is None else " (met)" if ratio >= wanted else " (not met)"
-    return f"{label} {times(ratio)}{met}"
-
-
-def _limit(row: dict[str, Any]) -> str:
-    """How far the train step's ratio could go if only the arithmetic that any form does were left of the scan."""
-    shares = [row[name] for name in ("arithmetic_share", "product_share")]
-    limits = [times(row[UNROLLED]["median_s"] / (share * row[SCAN]["median_s"])) for share in shares]
-    return (
-        f"What any form has to compute is {percent(shares[0])} of the operations of {SCAN}: were nothing made again "
-        f"and nothing copied, the ratio of its train step would be {limits[0]}. The products of forward and backward "
-        f"pass are {percent(shares[1])}: were they all that it does, {limits[1]}."
-    )
+        size = f"{row['steps']} x {row['num_tokens']:,}, {row['batch_size']}"
+        for name in (*scans_of(row), UNROLLED):
+            form = row[name]
+            cells = [scaled(form["compile_s"], "s"), median(form), quartiles(form), planned_memory(form, "temporary")]
+            rows.append([size, name, *cells])
+        for name in scans_of(row):
+            found = ratios(row[name], row[UNROLLED])
+            compared.append([size, name, *(times(found[of]) for of in LABELS)])
+        if "arithmetic_share" in row:
+            shares = row["arithmetic_share"], row["product_share"]
+            step = ratios(row[SCAN], row[UNROLLED])["step"]
+            limits.append([size, *(cell for share in shares for cell in (percent(share), times(ratio(step, share))))])
+    wanted, headings = section["wanted"], ["steps x tokens, batch", "form"]
+    targets = ", ".join(times(wanted[of]) for of in LABELS)
+    at = f"wanted at {wanted['steps']} x {wanted['num_tokens']} on two cores: {targets}"
+    shown = [*headings, "compile", "train step", "quartiles", "temporary memory"]
+    reached = [headings[0], "nothing made again or copied", "train step", "products alone", "train step"]
+    return [
+        Table('the same arithmetic (compat="scenic"), scanned and unrolled', shown, rows),
+        Table(f"unrolled / scan ({at})", [*headings, *LABELS.values()], compared),
+        *([Table("unrolled / scan, were the scan only a share of its operations", reached, limits)] if limits else []),
+    ]

@@ -8,21 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ttm_jax.hardware.allocator import release_freed_memory
-from ttm_jax.hardware.detect import free_memory
 from ttm_jax.measure.cost import measure_flops
 from ttm_jax.measure.program import Program
-from ttm_jax.measure.report import scaled
+from ttm_jax.multiplication.config import Config
 from ttm_jax.multiplication.model import TTMModel
+from ttm_jax.multiplication.objective import create_state
 from ttm_jax.multiplication.problems import MultiplicationDataset
 from ttm_jax.multiplication.steps import num_machine_steps, training_arrays
-from ttm_jax.training.config import Config
 from ttm_jax.training.mesh import Placement
-from ttm_jax.training.step import TrainState, create_state, train_step
+from ttm_jax.training.step import TrainState, train_step
 
 # A backward pass costs two forward passes. What is recomputed, and what the optimiser does, is not counted.
 TRAINING_PASSES = 3
-MOST_MEMORY = 0.9  # of what is free: larger programs are not run
 
 
 def normal(*shape: int) -> jax.Array:
@@ -54,7 +51,7 @@ def training_batch(config: Config, batch_size: int) -> dict[str, np.ndarray]:
 
 def training_step(placement: Placement) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
     """`train_step` of a state and a batch, as the trainer calls it."""
-    return partial(train_step, micro_batches=placement.micro_batches, remat=None, mesh=placement.mesh)
+    return partial(train_step, micro_batches=placement.micro_batches, remat=None, mesh=placement.step_mesh)
 
 
 def training_program(placement: Placement, *arguments: Any) -> Program:
@@ -72,12 +69,3 @@ def training_flops(config: Config, batch_size: int, num_steps: int) -> int:
     S = config.model.seq_len
     steps, most = (num_machine_steps(config.model.schedule, places) for places in (num_steps, S))
     return TRAINING_PASSES * measure_flops(TTMModel(config.model), (batch_size, S)) * steps // most
-
-
-def too_large(program: Program, device: jax.Device) -> str | None:
-    """Why a program is not run: what it takes and what is free; None where it fits, or nothing is known."""
-    release_freed_memory()
-    free = free_memory(device)
-    if program.memory is None or free is None or program.memory.peak <= MOST_MEMORY * free:
-        return None
-    return f"takes {scaled(program.memory.peak, 'B')}, {scaled(free, 'B')} are free"

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ttm_jax.training.config import CurriculumConfig
+from ttm_jax.multiplication.config import CurriculumConfig
 
 _RUNNING_WEIGHT = 0.5  # of the latest window in a length's running training accuracy
 

@@ -14,10 +14,10 @@ from jaxtyping import Array, Bool, Float, Int
 from ttm_jax.machine.layers import LayerNorm, at_least_float32
 from ttm_jax.machine.machine import TokenTuringMachine
 from ttm_jax.machine.processing import TransformerBlock
+from ttm_jax.multiplication.config import ModelConfig
 from ttm_jax.multiplication.problems import MAX_CARRY, MAX_DIGITS
 from ttm_jax.multiplication.steps import ANSWERED_AT, NO_DIGIT, PRODUCT_STEPS, num_machine_steps
 from ttm_jax.multiplication.vocab import EOS_TOKEN, PAD_TOKEN, TIMES_TOKEN, VOCAB_SIZE
-from ttm_jax.training.config import ModelConfig
 
 NUM_DIGIT_LOGITS = 11  # tokens 0-10: the sign shares the digits' head, so that index is token
 PAD_LOGIT = -10_000.0
@@ -239,6 +239,13 @@ class DirectTransformer(TTMModel):
 def make_model(config: ModelConfig) -> TTMModel:
     """The model of a config: of `kind` "machine", or the baseline of `kind` "transformer"."""
     return {"machine": TTMModel, "transformer": DirectTransformer}[config.kind](config)
+
+
+def head_cost(config: ModelConfig) -> int:
+    """The multiplier's head at one step: D^2 + D D/2 + 12 D/2, and 45 D for the carries where they are asked for."""
+    D, half = config.width, config.width // 2
+    carries = D * (MAX_CARRY + 1) if config.carry_head else 0
+    return D * D + D * half + half * (NUM_DIGIT_LOGITS + 1) + carries
 
 
 assert PAD_TOKEN == VOCAB_SIZE - 1 == NUM_DIGIT_LOGITS + 1  # the order in which the head concatenates

@@ -8,11 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from ttm_jax.multiplication.model import TTMModel, make_model, predict_tokens
+from ttm_jax.multiplication.config import Config
+from ttm_jax.multiplication.model import TTMModel, predict_tokens
+from ttm_jax.multiplication.objective import make_objective
 from ttm_jax.multiplication.scores import AnyMultiplier
 from ttm_jax.multiplication.steps import check_fit
-from ttm_jax.training.checkpoint import find_checkpoint, load_meta, load_params
-from ttm_jax.training.config import Config
+from ttm_jax.training.checkpoint import CheckpointError, find_checkpoint, load_meta, load_params
+from ttm_jax.training.config import ConfigError
+from ttm_jax.training.rows import predict_rows
+from ttm_jax.training.task import Arrays
 
 
 @dataclass(frozen=True)
@@ -36,17 +40,15 @@ class Multiplier(AnyMultiplier):
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `AnyMultiplier.predict`."""
         check_fit(self.config.model.schedule, inputs_BxS, num_steps)
-        rows = min(batch_size, 1 << (len(inputs_BxS) - 1).bit_length())  # few shapes, so few compilations
-        padding = np.repeat(inputs_BxS[:1], -len(inputs_BxS) % rows, axis=0)
-        padded = np.concatenate([inputs_BxS, padding]).reshape(-1, rows, inputs_BxS.shape[1])
         leaf = jax.tree.leaves(self.variables)[0]
         devices = list(leaf.devices()) if isinstance(leaf, jax.Array) else []
         device = devices[0] if len(devices) == 1 else None  # where the network is, or the default device
-        chunks = [_predict(self.model, self.variables, jax.device_put(chunk, device), num_steps) for chunk in padded]
-        predictions, probabilities = (
-            np.concatenate(parts)[: len(inputs_BxS)] for parts in zip(*jax.device_get(chunks), strict=True)
-        )
-        return predictions, probabilities
+
+        def predict(chunk: Arrays) -> Any:
+            return _predict(self.model, self.variables, jax.device_put(chunk["inputs"], device), num_steps)
+
+        found = predict_rows(predict, {"inputs": inputs_BxS}, batch_size, jax.device_get)
+        return found["predictions"], found["probabilities"]
 
     def without_memory(self) -> "Multiplier":
         """The same network with its memory wiped: each machine step starts from the memory of the first."""
@@ -66,12 +68,17 @@ def load(path: str | Path) -> Multiplier:
     """
     path = find_checkpoint(path)
     config, _ = load_meta(path)
-    return Multiplier(make_model(config.model), {"params": load_params(path, config)}, config, path)
+    try:
+        objective = make_objective(config)
+    except ConfigError as error:
+        raise CheckpointError(f"checkpoint {path}: {error}") from None
+    return Multiplier(objective.model, {"params": load_params(path, objective)}, config, path)
 
 
 @partial(jax.jit, static_argnums=(0, 3))
-def _predict(
-    model: TTMModel, variables: dict, inputs_BxS: jax.Array, num_steps: int | None
-) -> tuple[jax.Array, jax.Array]:
+def _predict(model: TTMModel, variables: dict, inputs_BxS: jax.Array, num_steps: int | None) -> dict[str, jax.Array]:
     logits_BxTxV: Any = model.apply(variables, inputs_BxS, num_steps=num_steps)
-    return predict_tokens(logits_BxTxV), jax.nn.softmax(logits_BxTxV, axis=-1).max(axis=-1)
+    return {
+        "predictions": predict_tokens(logits_BxTxV),
+        "probabilities": jax.nn.softmax(logits_BxTxV, axis=-1).max(axis=-1),
+    }

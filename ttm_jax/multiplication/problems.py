@@ -192,16 +192,24 @@ def augment_batch(
     """
     if uniform_Bx2 is None:
         uniform_Bx2 = np.random.default_rng().random((len(inputs), 2))
+    seq_len = inputs.shape[1]
+    a, b, leading_zeros = augment_operands(*decode_problems(inputs), uniform_Bx2, kinds, seq_len)
+    return encode_problems(a, b, seq_len, leading_zeros), targets
+
+
+def augment_operands(
+    a: np.ndarray, b: np.ndarray, uniform_Bx2: np.ndarray, kinds: Sequence[str], seq_len: int = SEQ_LEN
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Say how problems are written: both operands, and the zeros before the first; see `augment_batch`."""
     swap, zeros = uniform_Bx2.T
-    a, b = decode_problems(inputs)
     if "swap" in kinds:
         a, b = np.where(swap < 0.5, b, a), np.where(swap < 0.5, a, b)
     leading = np.zeros(len(a), np.int64)
     if "leading_zeros" in kinds:
         digits_a, digits_b = count_digits(a), count_digits(b)
-        room = np.minimum(MAX_DIGITS - digits_a, inputs.shape[1] - 2 - digits_a - digits_b)
+        room = np.minimum(MAX_DIGITS - digits_a, seq_len - 2 - digits_a - digits_b)
         leading = np.where(zeros < 0.5, np.minimum(1 + (6 * zeros).astype(np.int64), room), 0)
-    return encode_problems(a, b, inputs.shape[1], leading), targets
+    return a, b, leading
 
 
 class MultiplicationDataset:
@@ -294,10 +302,9 @@ class MultiplicationDataset:
         index = np.searchsorted(np.cumsum(shares)[:-1], uniform[0] * shares.sum(), side="right")
         low, high = self._bounds(self.current_stage)[:, index]
         pairs = _draw_pairs(bits, low, high)
-        inputs = encode_problems(*pairs.T, seq_len=self.seq_len)
+        written = augment_operands(pairs[:, 0], pairs[:, 1], uniform[1:].T, self.augment, self.seq_len)
+        inputs = encode_problems(*written[:2], self.seq_len, leading_zeros=written[2])
         targets = encode_answers(pairs.prod(axis=1), self.seq_len)
-        if self.augment:
-            inputs, targets = augment_batch(inputs, targets, uniform[1:].T, self.augment)
         carries = schoolbook_carries(pairs[:, 0], pairs[:, 1], self.seq_len)  # the same whichever operand comes first
         return Batch(inputs, targets, carries, index.astype(np.int32))
 

@@ -9,6 +9,7 @@ import numpy as np
 from ttm_jax.multiplication.metrics import correct_positions
 from ttm_jax.multiplication.problems import MAX_DIGITS, encode_answers, encode_problems
 from ttm_jax.multiplication.vocab import EOS_TOKEN, TIMES_TOKEN, tokens_to_answer
+from ttm_jax.training.task import Example
 
 
 class AnyMultiplier(ABC):
@@ -104,7 +105,7 @@ def add_scores(scores: list[Score]) -> Score:
 
 def pick_examples(
     sets: Sequence[np.ndarray], answers: Sequence[tuple[np.ndarray, np.ndarray]], first: int, count: int
-) -> list[tuple[str, str, str]]:
+) -> list[Example]:
     """Some of several sets of pairs with their answers, the last set's first, as (problem, answer, truth).
 
     `first` is how many have been shown before, which are passed over.
@@ -114,5 +115,5 @@ def pick_examples(
         pairs, (predictions, _) = sets[-1 - i % len(sets)], answers[-1 - i % len(sets)]
         row = (first + i) % len(pairs)
         (a, b), answer = pairs[row].tolist(), tokens_to_answer(predictions[row])
-        examples.append((f"{a} × {b}", "no number" if answer is None else str(answer), str(a * b)))
+        examples.append(Example(f"{a} × {b}", "no number" if answer is None else str(answer), str(a * b)))
     return examples

@@ -8,6 +8,7 @@ without products, the leading one and those past the number, has one step.
 
 import numpy as np
 
+from ttm_jax.multiplication.config import ModelConfig, ScheduleName
 from ttm_jax.multiplication.problems import (
     MAX_DIGITS,
     SEQ_LEN,
@@ -17,7 +18,6 @@ from ttm_jax.multiplication.problems import (
     digits_of,
     operand_lengths,
 )
-from ttm_jax.training.config import ModelConfig, ScheduleName
 
 CARRY_HEAD_TARGETS: dict[ScheduleName, str] = {"digit": "carries", "product": "sums"}
 NO_DIGIT = MAX_DIGITS  # in place of a digit's place value: the step multiplies nothing

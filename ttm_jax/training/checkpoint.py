@@ -1,5 +1,6 @@
 """Checkpoints of JAX states on disk (see `checkpoint_files`): the only module that knows orbax."""
 
+import dataclasses
 import logging
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ttm_jax.tasks import config_of_checkpoint
 from ttm_jax.training.checkpoint_files import (
     BEST,
     JAX_FORMAT,
@@ -23,8 +25,7 @@ from ttm_jax.training.checkpoint_files import (
     verify,
     write_checksums,
 )
-from ttm_jax.training.config import Config, ConfigError
-from ttm_jax.training.step import TrainState, check_precision, create_state, random_keys
+from ttm_jax.training.step import Objective, TrainState
 
 __all__ = [
     "BEST",
@@ -41,15 +42,18 @@ __all__ = [
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each save there
 
+_OLDER = ("key",)  # of a state's fields: what checkpoints until version 0.1 don't have
+
 
 class CheckpointFolder:
     """The checkpoints of one kind (`LATEST` or `BEST`) in a run folder."""
 
     def __init__(self, workdir: Path, kind: str):
         self.path = Path(workdir).absolute() / kind
-        removed = [self.path / str(step) for step in saved_steps(self.path.parent, kind)[: -KEPT[kind]]]
-        for left_by_a_kill in (*removed, *self.path.glob("*.orbax-checkpoint-tmp")):
-            shutil.rmtree(left_by_a_kill)
+        if jax.process_index() == 0:
+            removed = [self.path / str(step) for step in saved_steps(self.path.parent, kind)[: -KEPT[kind]]]
+            for left_by_a_kill in (*removed, *self.path.glob("*.orbax-checkpoint-tmp")):
+                shutil.rmtree(left_by_a_kill)
         self._manager = ocp.CheckpointManager(
             self.path,
             options=ocp.CheckpointManagerOptions(
@@ -60,68 +64,82 @@ class CheckpointFolder:
         self._with_training = kind == LATEST
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> Path:
-        """Writes the state and `meta` as the checkpoint of the state's step; nothing where it is there already."""
+        """Write the state and `meta` as the checkpoint of the state's step; nothing where it is there already."""
         step = int(jax.device_get(state.step))
         items = _items(state.params, meta)
         if self._with_training:
             items["training"] = ocp.args.StandardSave(_training_item(state))
         if step not in self._manager.all_steps():
             self._manager.save(step, args=ocp.args.Composite(**items))
-            write_checksums(self.path / str(step))
+            if jax.process_index() == 0:
+                write_checksums(self.path / str(step))
         return self.path / str(step)
 
     def close(self) -> None:
-        """Ends the manager's threads."""
+        """End the manager's threads."""
         self._manager.close()
 
 
-def load_meta(path: Path) -> tuple[Config, dict[str, Any]]:
-    """The config and the other metadata of a checkpoint.
+def load_meta(path: Path) -> tuple[Any, dict[str, Any]]:
+    """Read the config and the other metadata of a checkpoint.
 
     Raises:
         CheckpointError: if it is not one of this project's or its config is not one that this version knows.
     """
-    return read_meta(path, JAX_FORMAT)
+    meta = read_meta(path, JAX_FORMAT)
+    return config_of_checkpoint(path, meta), meta
 
 
 def save_params(path: Path, params: Any, meta: dict[str, Any]) -> None:
-    """Writes parameters and `meta`, which has the config, as a checkpoint at a path where there is nothing yet."""
+    """Write parameters and `meta`, which has the config, as a checkpoint at a path where there is nothing yet."""
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
         checkpointer.save(path.absolute(), args=ocp.args.Composite(**_items(params, meta)))
     write_checksums(path)
 
 
-def load_params(path: Path, config: Config) -> dict:
-    """The parameters of a checkpoint, on the default device.
+def load_params(path: Path, objective: Objective) -> Any:
+    """Read the parameters of a checkpoint, onto the default device.
 
     Raises:
-        CheckpointError: if the arrays are missing, damaged or not those of the config, or float64 where JAX is not
-            allowed it.
+        CheckpointError: if the arrays are missing, damaged or not those of the objective.
     """
-    _check_precision(path, config)
-    return _restore(path, "params", jax.eval_shape(lambda: create_state(config)).params)
+    shapes = jax.eval_shape(objective.init, jax.eval_shape(lambda: jax.random.key(0)))
+    # Uncommitted to a device, as fresh ones are.
+    return jax.tree.map(lambda x: jnp.array(np.asarray(x)), _restore(path, "params", _on_default_device(shapes)))
 
 
-def load_state(path: Path, config: Config) -> TrainState:
-    """The training state of a checkpoint, to go on from.
+def load_state(path: Path, like: TrainState, shardings: TrainState | None = None) -> TrainState:
+    """Read the whole training state of a checkpoint, to go on from.
+
+    Args:
+        path: of the checkpoint.
+        like: a fresh state.
+        shardings: where each array goes; to the default device where None.
 
     Raises:
-        CheckpointError: if the checkpoint holds no training state, is damaged, or is float64 without JAX's x64.
+        CheckpointError: if the checkpoint holds no training state, is damaged or is of another model.
     """
     if not (path / "training").is_dir():
         raise CheckpointError(f"checkpoint {path}: has no training/ to go on from")
-    _check_precision(path, config)
-    like = jax.eval_shape(lambda: create_state(config))
-    params = _restore(path, "params", like.params)
-    training = _restore(path, "training", _training_item(like))
-    return like.replace(params=params, key=random_keys(config)[1], **training)
-
-
-def _check_precision(path: Path, config: Config) -> None:
-    try:
-        check_precision(config)
-    except ConfigError as error:
-        raise CheckpointError(f"checkpoint {path}: {error}") from None
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), like)
+    if shardings is None:
+        shapes = _on_default_device(shapes)
+    else:
+        shapes = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes, shardings
+        )
+    wanted = _training_item(shapes)
+    stored = _stored(path, "training")
+    older = {
+        name: jax.device_put(getattr(like, name), getattr(shapes, name).sharding)
+        for name in _OLDER
+        if name not in stored
+    }
+    wanted = {name: value for name, value in wanted.items() if name not in older}
+    restored = _restore(path, "training", wanted)
+    if "key" in restored:
+        restored["key"] = jax.random.wrap_key_data(restored["key"], impl=jax.random.key_impl(like.key))
+    return like.replace(params=_restore(path, "params", shapes.params), **restored, **older)
 
 
 def _items(params: Any, meta: dict[str, Any]) -> dict[str, Any]:
@@ -132,24 +150,44 @@ def _items(params: Any, meta: dict[str, Any]) -> dict[str, Any]:
 
 
 def _training_item(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "opt_state": state.opt_state}
+    """All fields of a state, or of its shapes, that hold arrays, but for the parameters; random keys as numbers."""
+    fields = [field.name for field in dataclasses.fields(state) if field.metadata.get("pytree_node", True)]
+    item = {name: getattr(state, name) for name in fields if name != "params"}
+    return {name: _key_as_numbers(value) for name, value in item.items() if jax.tree.leaves(value)}
 
 
-def _restore(path: Path, item: str, like: Any) -> Any:
+def _key_as_numbers(value: Any) -> Any:
+    if not jax.dtypes.issubdtype(getattr(value, "dtype", None), jax.dtypes.prng_key):
+        return value
+    if isinstance(value, jax.ShapeDtypeStruct):
+        numbers = jax.eval_shape(jax.random.key_data, jax.ShapeDtypeStruct(value.shape, value.dtype))
+        return jax.ShapeDtypeStruct(numbers.shape, numbers.dtype, sharding=value.sharding)
+    return jax.random.key_data(value)
+
+
+def _on_default_device(shapes: Any) -> Any:
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), like)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), shapes)
+
+
+def _stored(path: Path, item: str) -> Any:
+    """The shapes of an item as it is on disk."""
+    verify(path, item)
     try:
-        # What can be checked is checked first: about a truncated file or another shape orbax prints pages.
-        verify(path, item)
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            _check_shapes(path, item, checkpointer.metadata(path / item).item_metadata.tree, wanted)
-            restored = checkpointer.restore(path / item, args=ocp.args.StandardRestore(wanted))
-    except CheckpointError:
-        raise
+            return checkpointer.metadata(path / item).item_metadata.tree
     except Exception as error:  # orbax and tensorstore raise many kinds for a damaged folder
         raise CheckpointError(f"checkpoint {path}: {item}/ is damaged") from error
-    # Uncommitted to a device, as those of a fresh state: committed ones would compile each step anew.
-    return jax.tree.map(lambda x: jnp.array(np.asarray(x)), restored)
+
+
+def _restore(path: Path, item: str, wanted: Any) -> Any:
+    # What can be checked is checked first: about a truncated file or another shape orbax prints pages.
+    _check_shapes(path, item, _stored(path, item), wanted)
+    try:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(path / item, args=ocp.args.StandardRestore(wanted))
+    except Exception as error:
+        raise CheckpointError(f"checkpoint {path}: {item}/ is damaged") from error
 
 
 def _check_shapes(path: Path, item: str, stored: Any, wanted: Any) -> None:

@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ttm_jax.training.config import Config, ConfigError, config_from_dict
-
 JAX_FORMAT, TORCH_FORMAT = "ttm-multiplier-1", "ttm-multiplier-torch-1"
 _PACKAGES = {JAX_FORMAT: "ttm_jax", TORCH_FORMAT: "ttm_torch"}
 LATEST, BEST = "checkpoints", "best"
@@ -58,11 +56,11 @@ def saved_steps(workdir: Path, kind: str) -> list[int]:
     return sorted(int(entry.name) for entry in folder.iterdir() if entry.name.isdigit())
 
 
-def read_meta(path: Path, wanted: str) -> tuple[Config, dict[str, Any]]:
-    """The config and the other metadata of a checkpoint of the format `wanted`.
+def read_meta(path: Path, wanted: str) -> dict[str, Any]:
+    """Read the metadata of a checkpoint of the format `wanted`; "config" is as plain values.
 
     Raises:
-        CheckpointError: if it is of another format or its config is not one that this version knows.
+        CheckpointError: if it is of another format, missing or damaged.
     """
     meta = _read_meta(path)
     if (found := meta["format"]) != wanted:
@@ -70,10 +68,7 @@ def read_meta(path: Path, wanted: str) -> tuple[Config, dict[str, Any]]:
             f"checkpoint {path}: written by {_PACKAGES[found]}, where one of {_PACKAGES[wanted]} is wanted; "
             f"python -m parity.convert {path} NEW_FOLDER makes one"
         )
-    try:
-        return config_from_dict(meta["config"]), meta
-    except (ConfigError, KeyError) as error:
-        raise CheckpointError(f"checkpoint {path}: its config does not fit this version: {error}") from None
+    return meta
 
 
 def read_format(path: Path) -> str:
@@ -104,7 +99,9 @@ def _read_meta(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"checkpoint {path}: meta/ is missing or damaged") from None
     found = meta.get("format") if isinstance(meta, dict) else None
     if found not in _PACKAGES:
-        raise CheckpointError(f"checkpoint {path}: not a multiplier (format {found!r}; known: {', '.join(_PACKAGES)})")
+        raise CheckpointError(
+            f"checkpoint {path}: not of this library (format {found!r}; known: {', '.join(_PACKAGES)})"
+        )
     return meta
 
 

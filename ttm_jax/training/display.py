@@ -1,8 +1,8 @@
-"""What a training shows: a live screen on a terminal, plain lines elsewhere."""
+"""What a training shows of its events: a live screen on a terminal, plain lines elsewhere."""
 
 import sys
 import time
-from typing import Any, Protocol
+from typing import Protocol
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -10,35 +10,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from ttm_jax.multiplication.metrics import wilson_interval
-
-# The checklist's marks for held-out exact match, by operand lengths.
-MARKS = {"1x1": 0.95, "2x1": 0.90, "2x2": 0.85, "3x2": 0.80}
+from ttm_jax.cli import clock
+from ttm_jax.training.loop import Evaluated, Event, Said, Started, Stepped, Trained
+from ttm_jax.training.task import Record, Task
 
 
 class Display(Protocol):
-    """What the training loop tells; records are those of `metrics.jsonl`."""
+    """Shows events as they come."""
 
     def __enter__(self) -> "Display": ...
     def __exit__(self, *error: object) -> None: ...
-    def message(self, text: str) -> None:
-        """One line that stays."""
-
-    def step(self, step: int, examples_per_second: float | None) -> None:
-        """A step was dispatched."""
-
-    def train(self, record: dict[str, Any]) -> None:
-        """A window of training steps has ended."""
-
-    def evaluation(self, record: dict[str, Any], examples: list[tuple[str, str, str]]) -> None:
-        """An evaluation, with examples as (problem, answer, right answer)."""
+    def show(self, event: Event) -> None:
+        """Show an event, or leave it out."""
+        ...
 
 
 class PlainDisplay:
     """Lines on stdout, a few a minute."""
 
-    def __init__(self, total_steps: int, line_every_seconds: float = 10.0):
-        self._total_steps = total_steps
+    def __init__(self, task: Task, total_steps: int, line_every_seconds: float = 10.0):
+        self._task, self._total_steps = task, total_steps
         self._line_every_seconds = line_every_seconds
         self._rate: float | None = None
         self._last_line = time.perf_counter()
@@ -49,36 +40,37 @@ class PlainDisplay:
     def __exit__(self, *error: object) -> None:
         pass
 
-    def message(self, text: str) -> None:
-        print(text, flush=True)
+    def show(self, event: Event) -> None:
+        match event:
+            case Said(text):
+                print(text, flush=True)
+            case Stepped(_, rate):
+                self._rate = rate or self._rate
+            case Trained(record):
+                self._show_training(record)
+            case Evaluated(record, examples):
+                found = self._task.describe_evaluation(record)
+                print(f"evaluation at step {record['step']}, {clock(record['seconds'])}: {found}", flush=True)
+                for problem, answer, truth in examples:
+                    print(f"    {problem} = {answer}  {'right' if answer == truth else f'wrong, {truth}'}", flush=True)
 
-    def step(self, step: int, examples_per_second: float | None) -> None:
-        self._rate = examples_per_second or self._rate
-
-    def train(self, record: dict[str, Any]) -> None:
+    def _show_training(self, record: Record) -> None:
         now = time.perf_counter()
         if now - self._last_line < self._line_every_seconds:
             return
         self._last_line = now
-        line = f"step {record['step']}/{self._total_steps}  {_training_line(record, self._rate)}"
+        line = f"step {record['step']}/{self._total_steps}  {_training_line(self._task, record, self._rate)}"
         if self._rate is not None:
             examples_left = (self._total_steps - record["step"]) * record["examples"] / record["step"]
             line += f"  {clock(examples_left / self._rate)} left"
         print(line, flush=True)
 
-    def evaluation(self, record: dict[str, Any], examples: list[tuple[str, str, str]]) -> None:
-        print(
-            f"evaluation at step {record['step']}, {clock(record['seconds'])}: {_accuracy_line(record)}",
-            flush=True,
-        )
-        for problem, answer, truth in examples:
-            print(f"    {problem} = {answer}  {'right' if answer == truth else f'wrong, {truth}'}", flush=True)
-
 
 class LiveDisplay:
-    """A progress bar, the exact-match table by operand lengths and examples, redrawn in place."""
+    """A progress bar, the task's table and examples, redrawn in place."""
 
-    def __init__(self, total_steps: int, start_step: int = 0, console: Console | None = None):
+    def __init__(self, task: Task, total_steps: int, start_step: int = 0, console: Console | None = None):
+        self._task = task
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(bar_width=None),
@@ -88,12 +80,10 @@ class LiveDisplay:
             TextColumn("left"),
             expand=True,
         )
-        self._task = self._progress.add_task("", total=total_steps, completed=start_step, rate="compiling")
-        self._rate: float | None = None
+        self._bar = self._progress.add_task("", total=total_steps, completed=start_step, rate="compiling")
         self._line = Text("")
-        self._table: Group = Group()
-        self._history: list[dict[str, Any]] = []
-        self._first_met: dict[str, float] = {}
+        self._found: Group = Group()
+        self._history: list[Record] = []
         self._live = Live(self._view(), console=console, refresh_per_second=4)
 
     def __enter__(self) -> "LiveDisplay":
@@ -103,98 +93,55 @@ class LiveDisplay:
     def __exit__(self, *error: object) -> None:
         self._live.__exit__(None, None, None)
 
-    def message(self, text: str) -> None:
-        self._live.console.print(text, highlight=False, soft_wrap=True)
+    def show(self, event: Event) -> None:
+        match event:
+            case Said(text):
+                self._live.console.print(text, highlight=False, soft_wrap=True)
+            case Stepped(step, rate):
+                self._progress.update(self._bar, completed=step)
+                if rate is not None:
+                    self._progress.update(self._bar, rate=f"{rate:,.0f} examples/s")
+            case Trained(record):
+                self._line = Text(_training_line(self._task, record, None), style="dim")
+                self._live.update(self._view())
+            case Evaluated(record, examples):
+                self._history.append(record)
+                marks = {True: ("✓", "bold green"), False: ("✗", "bold red")}
+                lines = [
+                    Text.assemble(
+                        f"  {problem} = {answer} ", marks[answer == truth], "" if answer == truth else f" {truth}"
+                    )
+                    for problem, answer, truth in examples
+                ]
+                self._found = Group(self._table(), *lines)
+                self._live.update(self._view())
 
-    def step(self, step: int, examples_per_second: float | None) -> None:
-        self._rate = examples_per_second or self._rate
-        rate = "compiling" if self._rate is None else f"{self._rate:,.0f} examples/s"
-        self._progress.update(self._task, completed=step, rate=rate)
-
-    def train(self, record: dict[str, Any]) -> None:
-        self._line = Text(_training_line(record, None), style="dim")
-        self._live.update(self._view())
-
-    def evaluation(self, record: dict[str, Any], examples: list[tuple[str, str, str]]) -> None:
-        self._history.append(record)
-        table = Table(
-            title=f"held-out exact match at step {record['step']}, {clock(record['seconds'])}",
-            title_justify="left",
-        )
-        for heading in ("digits", "exact match", "95 % interval", "right/pairs", "mark"):
+    def _table(self) -> Table | Text:
+        latest = self._history[-1]
+        where = f"at step {latest['step']}, {clock(latest['seconds'])}"
+        found = self._task.table(self._history)
+        if found is None:
+            return Text(f"{where}: {self._task.describe_evaluation(latest)}")
+        table = Table(title=f"{found.title} {where}", title_justify="left")
+        for heading in found.headings:
             table.add_column(heading, justify="right")
-        for name, counts in record["exact_match"].items():
-            share = counts["correct"] / counts["total"]
-            low, high = wilson_interval(counts["correct"], counts["total"])
-            if name in MARKS and share > MARKS[name]:
-                self._first_met.setdefault(name, record["seconds"])
-            table.add_row(
-                name,
-                f"{100 * share:.1f} %",
-                f"{100 * low:.1f} - {100 * high:.1f}",
-                f"{counts['correct']}/{counts['total']}",
-                self._mark(name),
-            )
-        lines = [
-            Text.assemble(
-                f"  {problem} = {answer} ",
-                ("✓", "bold green") if answer == truth else (f"✗ {truth}", "bold red"),
-            )
-            for problem, answer, truth in examples
-        ]
-        self._table = Group(table, *lines)
-        self._live.update(self._view())
-
-    def _mark(self, name: str) -> Text:
-        if name not in MARKS:
-            return Text("")
-        if name in self._first_met:
-            return Text(f"> {100 * MARKS[name]:.0f} % ✓ at {clock(self._first_met[name])}", style="green")
-        return Text(f"> {100 * MARKS[name]:.0f} %", style="dim")
+        for row in found.rows:
+            table.add_row(*row)
+        return table
 
     def _view(self) -> Group:
-        return Group(self._progress, self._line, self._table)  # a low screen cuts off the end
+        return Group(self._progress, self._line, self._found)  # a low screen cuts off the end
 
 
-class Throughput:
-    """Examples a second over the last ten seconds or so, the first step (compilation) left out."""
-
-    def __init__(self, batch_size: int, span: int = 64):
-        self._batch_size, self._span = batch_size, span
-        self._times: list[float] = []
-
-    def tick(self) -> float | None:
-        self._times = [*self._times[-self._span :], time.perf_counter()]
-        if len(self._times) < 4:
-            return None
-        recent = self._times[2:] if len(self._times) <= self._span else self._times
-        return self._batch_size * (len(recent) - 1) / (recent[-1] - recent[0])
+def make_display(task: Task, started: Started) -> Display:
+    """Make the live screen where stdout is a terminal, plain lines where it is not."""
+    if sys.stdout.isatty():
+        return LiveDisplay(task, started.total_steps, started.step)
+    return PlainDisplay(task, started.total_steps)
 
 
-def make_display(total_steps: int, start_step: int) -> Display:
-    """The live screen where stdout is a terminal, plain lines where it is not."""
-    return LiveDisplay(total_steps, start_step) if sys.stdout.isatty() else PlainDisplay(total_steps)
-
-
-def _training_line(record: dict[str, Any], rate: float | None) -> str:
+def _training_line(task: Task, record: Record, rate: float | None) -> str:
     parts = [f"loss {record['loss']:.4f}", f"rate {record['learning_rate']:.2e}"]
     if rate is not None:
         parts.append(f"{rate:,.0f} examples/s")
-    accuracy = ", ".join(f"{name} {100 * share:.0f}" for name, share in record["train_accuracy"].items())
-    return "  ".join([*parts, f"training exact match %: {accuracy}"])
-
-
-def _accuracy_line(record: dict[str, Any]) -> str:
-    cells = []
-    for name, counts in record["exact_match"].items():
-        share = counts["correct"] / counts["total"]
-        met = " (mark met)" if name in MARKS and share > MARKS[name] else ""
-        cells.append(f"{name} {100 * share:.1f} % of {counts['total']}{met}")
-    return ", ".join(cells)
-
-
-def clock(seconds: float) -> str:
-    """Seconds as "4:05" or "1:04:05"."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+    return "  ".join([*parts, task.describe_training(record)])

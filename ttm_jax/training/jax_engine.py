@@ -1,117 +1,124 @@
-"""The training loop in JAX."""
+"""JAX as an engine of the training loop."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import jax
-import numpy as np
 
-from ttm_jax.multiplication.multiplier import Multiplier
-from ttm_jax.multiplication.scores import answer_pairs
 from ttm_jax.training.checkpoint import CheckpointFolder, load_state
 from ttm_jax.training.checkpoint_files import JAX_FORMAT
-from ttm_jax.training.config import Config, RematName
-from ttm_jax.training.loop import TrainingLoop
-from ttm_jax.training.mesh import Placement, place
-from ttm_jax.training.plan import StepPlan
+from ttm_jax.training.config import OptimizerConfig
+from ttm_jax.training.mesh import Placement, place, shardings_of
+from ttm_jax.training.plan import StepPlan, make_plans
+from ttm_jax.training.precision import LossScale
+from ttm_jax.training.rows import predict_rows
 from ttm_jax.training.run_folder import provenance
-from ttm_jax.training.step import TrainState, check_precision, create_state, random_keys, train_step
+from ttm_jax.training.step import Objective, TrainState, make_state, predict_step, train_step
+from ttm_jax.training.task import Arrays
 
 
-class Trainer(TrainingLoop[TrainState]):
-    """The loop in JAX.
+class JaxEngine:
+    """See `ttm_jax.training.engine.Engine`.
 
-    Its batches are divided between `num_devices` devices: where None, as `place` says.
+    Args:
+        objective: model and loss.
+        optimizer: the optimiser's config.
+        seed: of parameters and dropout.
+        batch_size: B.
+        num_devices: how many divide each batch; where None, as `place` says.
+        num_model: how many divide the parameters, at each place of the batch.
+        scale: the loss scale of a fresh state; None where the loss is not scaled.
 
     Raises:
-        ConfigError: also where the config asks for float64 and JAX is not allowed it, or there are not so many devices,
-            or they don't divide the batch.
+        ConfigError: if there are not so many devices, or they don't divide the batch.
     """
 
-    checkpoint_format = JAX_FORMAT
+    format = JAX_FORMAT
 
     def __init__(
         self,
-        config: Config,
-        workdir: str | Path,
-        resume: bool = False,
-        stop_requested: Callable[[], bool] = lambda: False,
+        objective: Objective,
+        optimizer: OptimizerConfig,
+        seed: int,
+        batch_size: int,
         num_devices: int | None = None,
+        num_model: int = 1,
+        scale: LossScale | None = None,
     ):
-        check_precision(config)
-        self._placements: dict[str | None, Placement] = {None: place(config.data.batch_size, num_devices=num_devices)}
-        super().__init__(config, workdir, resume, stop_requested)
+        self._objective, self._optimizer, self._seed = objective, optimizer, seed
+        self._batch_size, self._scale = batch_size, scale
+        default = place(batch_size, num_devices=num_devices, num_model=num_model)
+        self._placements: dict[str | None, Placement] = {None: default}
+        plans = [*make_plans(default.share, default.micro_batches, objective.remats)]
+        if _has_cpu_besides():
+            self._placements["cpu"] = on_cpu = place(batch_size, "cpu")
+            plans += make_plans(on_cpu.share, on_cpu.micro_batches, objective.remats, "cpu")
+        self.plans = tuple(plans)
+        self.leads = jax.process_index() == 0
 
-    def _create_state(self, plan: StepPlan) -> TrainState:
-        return self._placement(plan).replicate(create_state(self.config))
+    def start(self, plan: StepPlan) -> TrainState:
+        """Make a fresh state; its parameters are born where they belong."""
+        make, shapes = self._fresh()
+        return jax.jit(make, out_shardings=self._shardings(shapes, plan))(jax.random.key(self._seed))
 
-    def _load_state(self, checkpoint: Path, plan: StepPlan) -> TrainState:
-        return self._placement(plan).replicate(load_state(checkpoint, self.config))
+    def load(self, checkpoint: Path, plan: StepPlan) -> TrainState:
+        _, shapes = self._fresh()
+        _, dropout_key = jax.random.split(jax.random.key(self._seed))  # of checkpoints that don't hold it
+        return load_state(checkpoint, shapes.replace(key=dropout_key), self._shardings(shapes, plan))
 
-    def _open_checkpoints(self, kind: str) -> CheckpointFolder:
-        return CheckpointFolder(self.folder.path, kind)
+    def open_checkpoints(self, workdir: Path, kind: str) -> CheckpointFolder:
+        return CheckpointFolder(workdir, kind)
 
-    def _describe_origin(self) -> dict[str, Any]:
-        return {**provenance(), "devices": len(self._placements[None].devices)}
+    def step(self, state: TrainState, arrays: Arrays, plan: StepPlan) -> tuple[TrainState, Mapping[str, Any]]:
+        placement = self._placements[plan.device]
+        return train_step(
+            state,
+            placement.divide(arrays),
+            micro_batches=plan.micro_batches,
+            remat=plan.remat,
+            mesh=placement.step_mesh,
+        )
 
-    def describe_model(self) -> str:
-        parameters = sum(leaf.size for leaf in jax.tree.leaves(self.state.params))
-        devices = self._placement(self.progress.plan).devices
+    def read(self, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+        return jax.device_get(metrics)
+
+    def predict(self, state: TrainState, arrays: Arrays, batch_size: int) -> Arrays:
+        """Predict on the first of the devices, which takes a copy of the parameters where they are divided."""
+        device = min(state.step.sharding.device_set, key=lambda device: device.id)
+        params = jax.device_put(state.params, device)
+
+        def predict(chunk: Arrays) -> Any:
+            return predict_step(state.objective, params, jax.device_put(chunk, device))
+
+        return predict_rows(predict, arrays, batch_size, jax.device_get)
+
+    def ran_out(self, error: Exception) -> bool:
+        return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+    def describe(self, state: TrainState, plan: StepPlan) -> str:
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        devices = self._placements[plan.device].devices
         number = f"{len(devices)} x " if len(devices) > 1 else ""
         return f"{parameters:,} parameters on {number}{devices[0].device_kind}"
 
-    def _train_step(self, arrays: dict[str, np.ndarray], plan: StepPlan) -> Mapping[str, Any]:
-        placement = self._placement(plan)
-        self.state, metrics = train_step(
-            self.state,
-            placement.divide(arrays),
-            micro_batches=placement.at_least(plan.micro_batches),
-            remat=plan.remat,
-            mesh=placement.mesh,
-        )
-        return metrics
+    def describe_plan(self, plan: StepPlan) -> str:
+        placement = self._placements[plan.device]
+        return plan.describe(self._batch_size, self._batch_size // placement.share)
 
-    def _fetch(self, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-        return jax.device_get(metrics)
+    def origin(self) -> dict[str, Any]:
+        return {**provenance(), "devices": len(self._placements[None].devices)}
 
-    def _answer(self, pairs_Px2: np.ndarray, num_steps: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        params = jax.tree.map(lambda leaf: leaf.addressable_data(0), self.state.params)  # of the first device
-        multiplier = Multiplier(self.state.model, {"params": params}, self.config, self.folder.path)
-        return answer_pairs(multiplier, pairs_Px2, num_steps, batch_size)
+    def _fresh(self) -> tuple[Any, TrainState]:
+        """What makes a fresh state of a key, and the state's shapes."""
+        make = partial(make_state, self._objective, self._optimizer, batch_size=self._batch_size, scale=self._scale)
+        return make, jax.eval_shape(make, jax.eval_shape(lambda: jax.random.key(self._seed)))
 
-    def _is_out_of_memory(self, error: Exception) -> bool:
-        return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
-
-    def _next_plan(self, plan: StepPlan) -> StepPlan | None:
-        remats = get_args(RematName)
-        stronger = remats[remats.index(self.config.model.remat) + 1 :]
-        placement = self._placement(plan)
-        return self._as_run(plan).next(placement.share, stronger, _has_cpu_besides())
-
-    def _copy_state(self) -> Mapping[str, Any] | None:
-        state = self.state
-        changing = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
-        if any(leaf.is_deleted() for leaf in jax.tree.leaves(changing)):
-            return None
-        return jax.tree.map(np.array, jax.device_get(changing))  # what device_get gives may be the device's own memory
-
-    def _put_state(self, copy: Mapping[str, Any], plan: StepPlan) -> TrainState:
-        return self._placement(plan).replicate(self.state.replace(**copy, key=random_keys(self.config)[1]))
-
-    def _placement(self, plan: StepPlan) -> Placement:
-        if plan.device not in self._placements:
-            self._placements[plan.device] = place(self.config.data.batch_size, plan.device)
-        return self._placements[plan.device]
-
-    def _as_run(self, plan: StepPlan) -> StepPlan:
-        """The plan with as many micro-batches as a device makes of its share."""
-        return replace(plan, micro_batches=self._placement(plan).at_least(plan.micro_batches))
-
-    def _describe_plan(self) -> str:
-        plan = self.progress.plan
-        return self._as_run(plan).describe(self.config.data.batch_size, len(self._placement(plan).devices))
+    def _shardings(self, shapes: TrainState, plan: StepPlan) -> TrainState:
+        placement = self._placements[plan.device]
+        everywhere = shardings_of(shapes, placement.mesh, self._objective.rules)
+        return everywhere.replace(carry=jax.tree.map(lambda _: placement.batch_sharding, shapes.carry))
 
 
 def _has_cpu_besides() -> bool:

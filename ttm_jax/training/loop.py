@@ -1,408 +1,355 @@
-"""The training loop of both twins: data, mixture, stages, evaluation, records, when to save and when to stop.
+"""The training loop of both twins: it draws batches, takes steps, evaluates, writes records and checkpoints.
 
-What a state is, how it steps, answers, and goes to disk and back is the framework's: `ttm_jax.train.Trainer` and
-`ttm_torch.train.Trainer` say it. Nothing else here differs between them, so both draw the same batches.
+What is learnt is the task's, what computes it the engine's; both are handed in. What happens comes out as events:
+a display shows them, a test lists them, a benchmark takes its turn between them.
 """
 
+import copy
 import math
 import time
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple
 
 import numpy as np
 
-from ttm_jax.multiplication.curriculum import Curriculum, Mixture
-from ttm_jax.multiplication.problems import Batch, MultiplicationDataset
-from ttm_jax.multiplication.scores import pick_examples, score_answers
-from ttm_jax.multiplication.steps import training_arrays
 from ttm_jax.training.checkpoint_files import BEST, LATEST, CheckpointError, find_checkpoint, read_meta, saved_steps
-from ttm_jax.training.config import Config, ConfigError, changed_keys, config_to_dict, load_config
-from ttm_jax.training.display import Display, Throughput
+from ttm_jax.training.config import (
+    ConfigError,
+    RunConfig,
+    changed_keys,
+    config_from_dict,
+    config_to_dict,
+    read_values,
+)
+from ttm_jax.training.engine import Engine, State
 from ttm_jax.training.plan import OutOfMemory, StepPlan
-from ttm_jax.training.progress import Progress
 from ttm_jax.training.run_folder import RunFolder
+from ttm_jax.training.task import Arrays, Batch, Example, Record, Task
 
-State = TypeVar("State")
-_Saved = TypeVar("_Saved", contravariant=True)
+
+class Started(NamedTuple):
+    """The first event: a run begins, or goes on from a step."""
+
+    step: int
+    total_steps: int
+    model: str
+
+
+class Stepped(NamedTuple):
+    """A step has been dispatched; examples a second are not known at first."""
+
+    step: int
+    rate: float | None
+
+
+class Trained(NamedTuple):
+    """A window of steps has ended, with its line of metrics.jsonl."""
+
+    record: Record
+
+
+class Evaluated(NamedTuple):
+    """An evaluation, with its line of metrics.jsonl."""
+
+    record: Record
+    examples: list[Example]
+
+
+class Said(NamedTuple):
+    """One line for the user."""
+
+    text: str
+
+
+class Ended(NamedTuple):
+    """The last event; `how` is "finished", "early stop" or "interrupted"."""
+
+    how: str
+    step: int
+    examples: int
+    seconds: float
+
+
+Event = Started | Stepped | Trained | Evaluated | Said | Ended
 
 
 class NonFiniteLoss(RuntimeError):
     """The loss became infinite or not a number; the message is one line for the user."""
 
 
-class Checkpoints(Protocol[_Saved]):
-    """The checkpoints of one kind in a run folder."""
-
-    def save(self, state: _Saved, meta: dict[str, Any]) -> Path:
-        """Writes the state and `meta`; complete or not at all."""
-
-    def close(self) -> None:
-        """Nothing more will be saved."""
-
-
-class TrainingLoop(ABC, Generic[State]):
-    """One run: state, data, folder. `run()` trains until the end, a stop or an error.
-
-    `stop_requested` is asked after each step; where it says True the run saves and ends.
+@dataclass
+class Progress:
+    """What a run has to remember besides the engine's state and the task; saved with them.
 
     Attributes:
-        checkpoint_format: what `meta/` of its checkpoints says that they are.
-        state: model and optimiser, whatever the framework makes of them.
-
-    Raises:
-        ConfigError: if the folder has a run and `resume` is off, or its config is another one.
-        CheckpointError: if `resume` is on and the folder has no checkpoint that can be read.
+        step: optimiser steps done.
+        seconds: of training so far, over all its parts.
+        window: loss, gradient norm and learning rate of each step since the last train record.
+        early_stop: whether the task has ended the run.
+        plan: how steps are computed, since memory ran out.
     """
 
-    checkpoint_format: ClassVar[str]
-    state: State
+    plan: StepPlan
+    step: int = 0
+    seconds: float = 0.0
+    window: list[list[float]] = field(default_factory=list)
+    early_stop: bool = False
 
-    def __init__(
-        self,
-        config: Config,
-        workdir: str | Path,
-        resume: bool = False,
-        stop_requested: Callable[[], bool] = lambda: False,
-    ):
-        self.config = config
-        self.folder = RunFolder(workdir)
-        self._stop_requested = stop_requested
-        self.dataset = MultiplicationDataset(
-            config.data.batch_size,
-            config.model.seq_len,
-            config.train.seed,
-            config.data.stages,
-            config.curriculum.start_stage,
-            config.data.max_digits,
-            config.data.augment,
-        )
-        # Where a run starts from: 1. with --resume, the latest checkpoint of its folder; 2. the seed.
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], plans: list[StepPlan]) -> "Progress":
+        """Take what was saved; a plan that this machine has not is replaced by its first."""
+        own = {key: values[key] for key in ("step", "seconds", "window", "early_stop")}
+        saved = StepPlan(**values.get("plan", {}))
+        return cls(plan=saved if saved in plans else plans[0], **own)
+
+
+def train(
+    config: RunConfig,
+    task: Task,
+    engine: Engine[State],
+    workdir: str | Path,
+    resume: bool = False,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[Event]:
+    """Train until the end, a stop or an error.
+
+    Args:
+        config: of the run; it is written to the run folder.
+        task: what is learnt.
+        engine: what computes it.
+        workdir: the run folder.
+        resume: whether to go on from its latest checkpoint.
+        stop: asked after each step; where it says True the run is saved and ends.
+
+    Raises:
+        ConfigError: at the first event, if the folder has a run and `resume` is off, or its config is another one.
+        CheckpointError: if `resume` is on and there is no checkpoint that can be read.
+        NonFiniteLoss: naming the step, its batch and the last good checkpoint.
+        OutOfMemory: if memory runs out, and there is nothing left to fall back to.
+    """
+    yield from _Run(config, task, engine, workdir, resume).events(stop)
+
+
+class _Run(Generic[State]):
+    def __init__(self, config: RunConfig, task: Task, engine: Engine[State], workdir: str | Path, resume: bool):
+        self._config, self._task, self._engine = config, task, engine
+        self._folder = RunFolder(workdir, writes=engine.leads)
+        self._fresh_task = copy.deepcopy(task.to_dict())
+        self._provenance = engine.origin()
+        self._eval_batch_size = config.train.eval_batch_size
+        self._pending: tuple[Batch, Mapping[str, Any]] | None = None  # the last step, whose metrics have not been read
+        self._notes: list[Said] = []  # what an evaluation had to say before it ended
+        # Where a run starts from: 1. with `resume`, the latest checkpoint of its folder; 2. the seed.
         if resume:
             self._restore()
         else:
-            self._start()
-        self._latest = self._open_checkpoints(LATEST)
-        self._best = self._open_checkpoints(BEST)
-        self._pending: tuple[Batch, Mapping[str, Any]] | None = None
-        self._fitting: set[tuple[StepPlan, int]] = set()  # plans, and numbers of places, that fit the memory
-        self._copy: Mapping[str, Any] | None = None  # of the state, while it is not known whether the next step fits
-        self._eval_batch_size = config.train.eval_batch_size
+            if self._folder.metrics_path.exists() or (self._folder.path / LATEST).exists():
+                raise ConfigError(
+                    f"{workdir} has a run already; --resume goes on with it, --workdir names another folder"
+                )
+            self._folder.create(config, self._provenance)
+            self._begin(engine.plans[0])
+        self._latest, self._best = (engine.open_checkpoints(self._folder.path, kind) for kind in (LATEST, BEST))
 
-    # What the framework says.
-
-    @abstractmethod
-    def _create_state(self, plan: StepPlan) -> State:
-        """A fresh state on the device of the plan; it follows from the config alone."""
-
-    @abstractmethod
-    def _load_state(self, checkpoint: Path, plan: StepPlan) -> State:
-        """The state of a checkpoint, on the device of the plan."""
-
-    @abstractmethod
-    def _open_checkpoints(self, kind: str) -> Checkpoints[State]:
-        """Those of a kind in the run folder."""
-
-    @abstractmethod
-    def _describe_origin(self) -> dict[str, Any]:
-        """Versions and machine."""
-
-    @abstractmethod
-    def describe_model(self) -> str:
-        """Size and place, as in "327,561 parameters on cpu"."""
-
-    @abstractmethod
-    def _train_step(self, arrays: dict[str, np.ndarray], plan: StepPlan) -> Mapping[str, Any]:
-        """Takes one step; "loss", "grad_norm", "learning_rate" and "exact_match" [B], which may still be computed."""
-
-    @abstractmethod
-    def _fetch(self, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The metrics of a step as numbers and arrays; waits for it."""
-
-    @abstractmethod
-    def _answer(self, pairs_Px2: np.ndarray, num_steps: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Predicted and true answer tokens [P, T] of pairs of operands, so many at a time."""
-
-    @abstractmethod
-    def _is_out_of_memory(self, error: Exception) -> bool:
-        """Whether it says that memory ran out."""
-
-    @abstractmethod
-    def _next_plan(self, plan: StepPlan) -> StepPlan | None:
-        """That takes less memory; None where there is none."""
-
-    @abstractmethod
-    def _copy_state(self) -> Mapping[str, Any] | None:
-        """The state on the host, with its "step"; None where a step that failed has taken it along."""
-
-    @abstractmethod
-    def _put_state(self, copy: Mapping[str, Any], plan: StepPlan) -> State:
-        """The state of a copy, on the device of the plan."""
-
-    # The loop.
-
-    @property
-    def total_steps(self) -> int:
-        return self.config.train.max_epochs * self.config.train.steps_per_epoch
-
-    def run(self, display: Display) -> str:
-        """Trains and says how it ended: "finished", "early stop" or "interrupted".
-
-        Raises:
-            NonFiniteLoss: naming the step, its batch and the last good checkpoint.
-            OutOfMemory: if memory runs out, and there is nothing left to fall back to.
-            CheckpointError: if it runs out, the state is lost, and its checkpoint cannot be read.
-        """
+    def events(self, stop: Callable[[], bool]) -> Iterator[Event]:
+        total_steps = self._config.train.max_epochs * self._config.train.steps_per_epoch
         self._started = time.perf_counter() - self.progress.seconds
-        self._throughput = Throughput(self.config.data.batch_size)
-        if self.progress.plan != StepPlan():
-            display.message(f"memory ran out before: going on with {self._describe_plan()}")
+        self._throughput = _Throughput(self._task.batch_size)
+        plan = self.progress.plan
+        yield Started(self.progress.step, total_steps, self._engine.describe(self._state, plan))
+        if plan != self._engine.plans[0]:
+            yield Said(f"memory ran out before: going on with {self._engine.describe_plan(plan)}")
         # The order below decides what a resumed run sees; a checkpoint is taken at the end of a turn only.
         stopped = False
-        while not stopped and not self.progress.early_stop and self.progress.step < self.total_steps:
-            if self._advance(self._take_step, display) and not self.progress.step % self.config.train.steps_per_epoch:
-                self._end_epoch(self.progress.step // self.config.train.steps_per_epoch, display)
-            stopped = self._stop_requested()
-        self._advance(self._read_pending, display)
+        while not stopped and not self.progress.early_stop and self.progress.step < total_steps:
+            yield from self._or_fall_back(self._turn)
+            stopped = stop()
+        yield from self._or_fall_back(self._read)
         self.progress.seconds = time.perf_counter() - self._started
         self._save()
-        self.folder.draw_curves()
+        self._folder.draw_curves(self._task.curves)
         self._latest.close()
         self._best.close()
-        if self.progress.early_stop:
-            return "early stop"
-        return "interrupted" if stopped else "finished"
+        how = "early stop" if self.progress.early_stop else "interrupted" if stopped else "finished"
+        yield Ended(how, self.progress.step, self.progress.step * self._task.batch_size, self.progress.seconds)
 
-    def _advance(self, act: Callable[[Display], None], display: Display) -> bool:
-        """Acts, falling back where memory runs out; True where a step more has been taken."""
-        before = self.progress.step
+    def _or_fall_back(self, act: Callable[[], Iterator[Event]]) -> Iterator[Event]:
         try:
-            act(display)
+            yield from act()
         except Exception as error:
-            if not self._is_out_of_memory(error):
+            if not self._engine.ran_out(error):
                 raise
-            self._fall_back(display)
-        return self.progress.step > before
+            yield self._fall_back()
 
-    def _take_step(self, display: Display) -> None:
-        progress, config = self.progress, self.config
-        batch = self.dataset.batch(config.train.seed, progress.step, progress.curriculum.mixture.shares)
-        program = progress.plan, self.dataset.num_steps()
-        is_new = program not in self._fitting
-        if is_new:  # it may not fit, and where it fails the state may be lost
-            self._read_pending(display)
-            self._copy = self._copy_state()
-        metrics = self._dispatch(batch)
-        if is_new:
-            metrics = self._fetch(metrics)
-            self._fitting.add(program)
-            self._copy = None
-        self._read_pending(display)  # of the step before, while the device computes this one
+    def _turn(self) -> Iterator[Event]:
+        """Take one step, and do what is due after it."""
+        progress, task = self.progress, self._task
+        # 1. draw and dispatch
+        batch = task.batch(progress.step)
+        self._state, metrics = self._engine.step(self._state, batch.arrays, progress.plan)
+        # 2. read the step before, while the device computes this one
+        yield from self._read()
         self._pending = (batch, metrics)
         progress.step += 1
-        window_ends = progress.curriculum.mixture.steps + 1 == config.curriculum.mixture_every
-        if window_ends or not progress.step % config.train.steps_per_epoch:
-            self._read_pending(display)  # the next batch, or what is due at the end of an epoch, depends on it
-        display.step(progress.step, self._throughput.tick())
+        epoch, into_epoch = divmod(progress.step, self._config.train.steps_per_epoch)
+        # 3. read this one too, where the next batch, or what is due at the end of an epoch, depends on it
+        if task.must_read(progress.step - 1) or not into_epoch:
+            yield from self._read()
+        yield Stepped(progress.step, self._throughput.tick())
         progress.seconds = time.perf_counter() - self._started
+        # 4. evaluate and save
+        if not into_epoch:
+            yield from self._end_epoch(epoch)
 
-    def _dispatch(self, batch: Batch) -> Mapping[str, Any]:
-        arrays = training_arrays(batch, self.config.model, self.dataset.num_steps())
-        return self._train_step(arrays, self.progress.plan)
-
-    def _read_pending(self, display: Display) -> None:
-        """Books the metrics of the last dispatched step; waits for it."""
+    def _read(self) -> Iterator[Event]:
+        """Book the metrics of the last dispatched step; wait for it."""
         if self._pending is None:
             return
         batch, metrics = self._pending
-        metrics = self._fetch(metrics)
+        metrics = self._engine.read(metrics)
         self._pending = None
         values = [float(metrics[name]) for name in ("loss", "grad_norm", "learning_rate")]
-        curriculum, window = self.progress.curriculum, self.progress.window
-        if not math.isfinite(values[0]) or not math.isfinite(values[1]):
-            self._fail(values)
-        window.append(values)
-        shares = curriculum.mixture.shares
-        accuracy = curriculum.mixture.record(self.config.curriculum, batch.lengths, metrics["exact_match"])
-        if accuracy is None:
+        if not metrics.get("skipped", False):  # a step without effect, whose loss scale was too large
+            if not math.isfinite(values[0]) or not math.isfinite(values[1]):
+                self._fail(values)
+            self.progress.window.append(values)
+        found = self._task.record(batch, metrics)
+        if found is None:
             return
-        names = [str(length) for length in self.dataset.lengths()]
-        loss, grad_norm, _ = np.mean(window, axis=0).tolist()
+        means = np.mean(self.progress.window or [values], axis=0).tolist()
         record = {
             "kind": "train",
             **self._where(),
-            "loss": loss,
-            "grad_norm": grad_norm,
+            "loss": means[0],
+            "grad_norm": means[1],
             "learning_rate": values[2],
-            "train_accuracy": dict(zip(names, accuracy, strict=True)),
-            "mixture": dict(zip(names, shares, strict=True)),
+            **found,
             "seconds": self.progress.seconds,
         }
-        window.clear()
-        self.folder.append(record)
-        display.train(record)
+        self.progress.window.clear()
+        self._folder.append(record)
+        yield Trained(record)
 
-    def _end_epoch(self, epoch: int, display: Display) -> None:
-        """Evaluates where it is due, and what follows from that: best checkpoint, early stop, next stage."""
-        config, curriculum = self.config, self.progress.curriculum
-        curriculum.stage_epochs += 1
-        if epoch % config.train.eval_every_epochs:
-            return
-        improved = self._evaluate(display)
-        if improved:
-            self._best.save(self.state, self._meta())
-        self.progress.early_stop = curriculum.should_stop(config.curriculum, config.train.patience_epochs)
-        if curriculum.should_advance(config.curriculum):
-            self.dataset.increase_difficulty()
-            curriculum.advance(len(self.dataset.lengths()))
-            low, high = self.dataset.stages[self.dataset.current_stage]
-            display.message(f"stage {curriculum.stage}: operands from {low} to {high}")
-        self._save()
+    def _end_epoch(self, epoch: int) -> Iterator[Event]:
+        is_due = epoch % self._config.train.eval_every_epochs == 0
+        evaluation = self._task.evaluate(self._predict) if is_due else None
+        yield from self._notes
+        self._notes.clear()
+        verdict = self._task.end_epoch(evaluation)
+        self.progress.early_stop = verdict.stop
+        if evaluation is not None:
+            best = {"best": verdict.improved, "seconds": self.progress.seconds}
+            record = {"kind": "eval", **self._where(), **evaluation.record, **best}
+            self._folder.append(record)
+            yield Evaluated(record, list(evaluation.examples))
+            if verdict.improved:
+                self._best.save(self._state, self._meta())
+        if verdict.message is not None:
+            yield Said(verdict.message)
+        if evaluation is not None or verdict.message is not None:
+            self._save()
 
-    def _evaluate(self, display: Display) -> bool:
-        """Measures held-out pairs of each length; True where the mean over the lengths is the stage's best."""
-        config, lengths = self.config, self.dataset.lengths()
-        sets = [self.dataset.held_out(length, config.train.eval_pairs) for length in lengths]
-        lengths = [length for length, pairs in zip(lengths, sets, strict=True) if len(pairs)]
-        sets = [pairs for pairs in sets if len(pairs)]
-        predictions, targets = self._answer_all(np.concatenate(sets), display)
-        ends = np.cumsum([len(pairs) for pairs in sets])[:-1]
-        answers = list(zip(np.split(predictions, ends), np.split(targets, ends), strict=True))
-        scores = {str(length): score_answers(*answer) for length, answer in zip(lengths, answers, strict=True)}
-        accuracy = float(np.mean([score.accuracy for score in scores.values()]))
-        improved = self.progress.curriculum.record_evaluation(accuracy)
-        record = {
-            "kind": "eval",
-            **self._where(),
-            "accuracy": accuracy,
-            "best": improved,
-            "exact_match": {name: {"correct": s.correct, "total": s.total} for name, s in scores.items()},
-            "seconds": self.progress.seconds,
-        }
-        self.folder.append(record)
-        first = (len(self.progress.curriculum.accuracy_history) - 1) * config.train.num_examples
-        display.evaluation(record, pick_examples(sets, answers, first, config.train.num_examples))
-        return improved
-
-    def _answer_all(self, pairs_Px2: np.ndarray, display: Display) -> tuple[np.ndarray, np.ndarray]:
-        """Predicted and true answer tokens [P, T] of pairs, half as many at a time where memory runs out."""
+    def _predict(self, arrays: Arrays) -> Arrays:
+        """Predict any number of rows, half as many at a time where memory runs out."""
         while True:
             try:
-                return self._answer(pairs_Px2, self.dataset.num_steps(), self._eval_batch_size)
+                return self._engine.predict(self._state, arrays, self._eval_batch_size)
             except Exception as error:
-                if not self._is_out_of_memory(error):
+                if not self._engine.ran_out(error):
                     raise
                 where = f"out of memory in the evaluation at step {self.progress.step}"
                 if self._eval_batch_size == 1:
-                    raise OutOfMemory(f"{where}, of one pair at a time; {self._kept_checkpoint()}") from error
+                    raise OutOfMemory(f"{where}, of one row at a time; {self._kept_checkpoint()}") from error
             self._eval_batch_size //= 2
-            display.message(f"{where}: going on with {self._eval_batch_size} pairs at a time")
-
-    def _where(self) -> dict[str, int]:
-        progress = self.progress
-        return {
-            "step": progress.step,
-            "epoch": progress.step // self.config.train.steps_per_epoch,
-            "stage": progress.curriculum.stage,
-            "examples": progress.step * self.config.data.batch_size,
-        }
-
-    def _meta(self) -> dict[str, Any]:
-        return {
-            "config": config_to_dict(self.config),
-            "progress": self.progress.to_dict(),
-            "examples": self.progress.step * self.config.data.batch_size,
-            "provenance": self._provenance,
-        }
-
-    def _save(self) -> Path:
-        return self._latest.save(self.state, self._meta())
-
-    def _start(self) -> None:
-        if self.folder.metrics_path.exists() or (self.folder.path / LATEST).exists():
-            raise ConfigError(
-                f"{self.folder.path} has a run already; --resume goes on with it, --workdir names another folder"
-            )
-        self._provenance = self._describe_origin()
-        self.folder.create(self.config, self._provenance)
-        self._begin(StepPlan())
+            self._notes.append(Said(f"{where}: going on with {self._eval_batch_size} rows at a time"))
 
     def _begin(self, plan: StepPlan) -> None:
-        self.state = self._create_state(plan)
-        curriculum = Curriculum(self.config.curriculum.start_stage, Mixture.uniform(len(self.dataset.lengths())))
-        self.progress = Progress(curriculum, plan=plan)
+        self._task.load_dict(copy.deepcopy(self._fresh_task))
+        self._state = self._engine.start(plan)
+        self.progress = Progress(plan)
 
     def _restore(self, plan: StepPlan | None = None) -> None:
-        """Goes to the latest checkpoint, or to the start where there is none yet; with its own plan where None."""
-        self._provenance = self._describe_origin()
-        if self.folder.config_path.exists() and not saved_steps(self.folder.path, LATEST):
-            self._refuse_changes(load_config(self.folder.config_path))
-            self._begin(plan or StepPlan())  # it ended before its first checkpoint
+        """Go to the latest checkpoint, or to the start where there is none yet; with its own plan where None."""
+        config_path = self._folder.config_path
+        if config_path.exists() and not saved_steps(self._folder.path, LATEST):
+            self._refuse_changes(read_values(config_path))
+            self._begin(plan or self._engine.plans[0])  # it ended before its first checkpoint
         else:
-            checkpoint = find_checkpoint(self.folder.path, (LATEST,))
-            saved, meta = read_meta(checkpoint, self.checkpoint_format)
-            self._refuse_changes(saved)
-            self.progress = Progress.from_dict(meta["progress"])
+            checkpoint = find_checkpoint(self._folder.path, (LATEST,))
+            meta = read_meta(checkpoint, self._engine.format)
+            self._refuse_changes(meta["config"])
+            saved = meta["progress"]
+            self.progress = Progress.from_dict(saved, list(self._engine.plans))
             self.progress.plan = plan or self.progress.plan
-            self.state = self._load_state(checkpoint, self.progress.plan)
-            self.dataset.current_stage = self.progress.curriculum.stage
-        self.folder.truncate(self.progress.step)
+            self._task.load_dict(saved["task"] if "task" in saved else saved["curriculum"])  # so until version 0.1
+            self._state = self._engine.load(checkpoint, self.progress.plan)
+        self._folder.truncate(self.progress.step)
 
-    def _fall_back(self, display: Display) -> None:
-        """Goes on with steps that take less memory: from the last one, or from a checkpoint where its state is lost.
+    def _fall_back(self) -> Said:
+        """Go on from the latest checkpoint with steps that take less memory.
 
         Raises:
             OutOfMemory: if there are none.
         """
-        where = f"out of memory at step {self.progress.step}"
-        plan = self._next_plan(self.progress.plan)
-        if plan is None:
+        where, plans = f"out of memory at step {self.progress.step}", list(self._engine.plans)
+        tried = plans.index(self.progress.plan)
+        if tried + 1 == len(plans):
             raise OutOfMemory(
-                f"{where} with {self._describe_plan()}: nothing is left to fall back to; {self._kept_checkpoint()}"
+                f"{where} with {self._engine.describe_plan(plans[tried])}: nothing is left to fall back to; "
+                f"{self._kept_checkpoint()}"
             )
-        copy, self._copy = self._copy or self._rescue(display), None
-        if copy is None:
-            self._pending = None
-            self._restore(plan)
-            where += f", whose state is lost: going on from step {self.progress.step}"
-        else:
-            self.progress.plan = plan
-            self.state = self._put_state(copy, plan)
-            where += ": going on"
-        self.folder.append(
-            {"kind": "fallback", **self._where(), **plan.to_dict(), "seconds": time.perf_counter() - self._started}
-        )
-        display.message(f"{where} with {self._describe_plan()}")
+        self._pending = None
+        self._restore(plans[tried + 1])
+        plan, seconds = self.progress.plan, time.perf_counter() - self._started
+        self._folder.append({"kind": "fallback", **self._where(), **asdict(plan), "seconds": seconds})
+        return Said(f"{where}: going on from step {self.progress.step} with {self._engine.describe_plan(plan)}")
 
-    def _rescue(self, display: Display) -> Mapping[str, Any] | None:
-        """A copy of the state that the last step left; None where it is lost."""
-        try:
-            self._read_pending(display)
-            copy = self._copy_state()
-        except Exception as error:
-            if not self._is_out_of_memory(error):
-                raise
-            return None
-        return copy if copy is not None and copy["step"] == self.progress.step else None
+    def _refuse_changes(self, saved: Mapping[str, Any]) -> None:
+        if changed := changed_keys(config_from_dict(type(self._config), saved), self._config):
+            raise ConfigError(f"{self._folder.path} was trained with another config; changed: {', '.join(changed)}")
 
-    def _describe_plan(self) -> str:
-        """How steps are computed now, in words."""
-        return self.progress.plan.describe(self.config.data.batch_size)
+    def _where(self) -> dict[str, int]:
+        step = self.progress.step
+        epoch = step // self._config.train.steps_per_epoch
+        return {"step": step, "epoch": epoch, "examples": step * self._task.batch_size}
 
-    def _refuse_changes(self, saved: Config) -> None:
-        if changed := changed_keys(saved, self.config):
-            raise ConfigError(f"{self.folder.path} was trained with another config; changed: {', '.join(changed)}")
+    def _meta(self) -> dict[str, Any]:
+        return {
+            "config": config_to_dict(self._config),
+            "progress": {**asdict(self.progress), "task": self._task.to_dict()},
+            "examples": self.progress.step * self._task.batch_size,
+            "provenance": self._provenance,
+        }
+
+    def _save(self) -> None:
+        self._latest.save(self._state, self._meta())
 
     def _fail(self, values: list[float]) -> None:
-        step = self.progress.step - 1
+        step, seed = self.progress.step - 1, self._config.train.seed
         raise NonFiniteLoss(
             f"loss {values[0]} and gradient norm {values[1]} at step {step} "
-            f"(batch: seed {self.config.train.seed}, step {step}); nothing was overwritten, {self._kept_checkpoint()}"
+            f"(batch: seed {seed}, step {step}); nothing was overwritten, {self._kept_checkpoint()}"
         )
 
     def _kept_checkpoint(self) -> str:
         try:
-            return f"the last good checkpoint is {find_checkpoint(self.folder.path, (LATEST,))}"
+            return f"the last good checkpoint is {find_checkpoint(self._folder.path, (LATEST,))}"
         except CheckpointError:
             return "no checkpoint had been written yet"
+
+
+class _Throughput:
+    """Examples a second over the last ten seconds or so, the first step (compilation) left out."""
+
+    def __init__(self, batch_size: int, span: int = 64):
+        self._batch_size, self._span = batch_size, span
+        self._times: list[float] = []
+
+    def tick(self) -> float | None:
+        self._times = [*self._times[-self._span :], time.perf_counter()]
+        if len(self._times) < 4:
+            return None
+        recent = self._times[2:] if len(self._times) <= self._span else self._times
+        return self._batch_size * (len(recent) - 1) / (recent[-1] - recent[0])

@@ -1,7 +1,9 @@
 """Adam or Muon with warm-up, cosine decay and gradient clipping, in the arithmetic of torch.optim."""
 
 import math
+import re
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,6 +14,7 @@ import optax.contrib
 from ttm_jax.training.config import OptimizerConfig
 
 MUON_BETA = 0.95
+MACHINE_KERNELS = "machine/.*kernel"
 
 
 def learning_rate_schedule(config: OptimizerConfig) -> optax.Schedule:
@@ -41,17 +44,21 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping, then the optimiser that the config names.
+def make_optimizer(config: OptimizerConfig, muon: str = MACHINE_KERNELS) -> optax.GradientTransformation:
+    """Make clipping and the optimiser that the config names.
 
-    "adam" adds weight decay to the gradient, "adamw" to the step. "muon" orthogonalises the momentum of the
-    machine's matrices (https://kellerjordan.github.io/posts/muon), gives it the root mean square `muon_rms`, near
-    that of Adam's steps (arXiv 2502.16982), and is Adam with Nesterov momentum for all other parameters.
+    "adam" adds weight decay to the gradient, "adamw" to the step. "muon" orthogonalises the momentum of some matrices
+    (https://kellerjordan.github.io/posts/muon), gives it the root mean square `muon_rms`, near that of Adam's steps
+    (arXiv 2502.16982), and is Adam with Nesterov momentum for all other parameters.
+
+    Args:
+        config: of the optimiser.
+        muon: a regular expression of the paths of the kernels that Muon takes.
     """
     clip = optax.identity() if config.max_grad_norm is None else clip_by_global_norm(config.max_grad_norm)
     schedule = learning_rate_schedule(config)
     if config.name == "muon":
-        muon = optax.contrib.muon(
+        orthogonal = optax.contrib.muon(
             schedule,
             beta=MUON_BETA,
             eps=config.eps,
@@ -60,7 +67,7 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
             muon_weight_dimension_numbers=lambda stacks: jax.tree.map(lambda _: _STACK, stacks),
         )
         adam = optax.adamw(schedule, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, nesterov=True)
-        return optax.chain(clip, optax.partition({"muon": _stacked_by_shape(muon), "adam": adam}, _muon_or_adam))
+        return optax.chain(clip, optax.partition({"muon": _stacked_by_shape(orthogonal), "adam": adam}, _labels(muon)))
     decay = optax.add_decayed_weights(config.weight_decay)
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     order = (decay, adam) if config.name == "adam" else (adam, decay)
@@ -70,14 +77,14 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 _STACK = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
 
 
-def _muon_or_adam(params: Any) -> Any:
-    """Which optimiser each parameter has: Muon the kernels of the machine, Adam the rest."""
+def _labels(muon: str) -> Callable[[Any], Any]:
+    """Which optimiser each parameter has: Muon those whose path matches, Adam the rest."""
 
     def label(path: tuple, leaf: jax.Array) -> str:
-        names = [key.key for key in path]
-        return "muon" if names[0] == "machine" and names[-1] == "kernel" else "adam"
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return "muon" if re.fullmatch(muon, name) else "adam"
 
-    return jax.tree_util.tree_map_with_path(label, params)
+    return lambda params: jax.tree_util.tree_map_with_path(label, params)
 
 
 def _stacked_by_shape(transform: optax.GradientTransformation) -> optax.GradientTransformation:

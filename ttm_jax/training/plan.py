@@ -1,14 +1,7 @@
-"""What a training step is run with so that it fits the memory, and what comes next where it does not.
+"""What a training step is run with so that it fits the memory. Knows neither JAX nor PyTorch."""
 
-Micro-batches of half the size, then stronger rematerialisation, then the CPU, where the order begins anew. All of them
-take one optimiser step on the same batch. Knows neither JAX nor PyTorch.
-"""
-
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
-
-from ttm_jax.training.config import RematName
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 
 class OutOfMemory(RuntimeError):
@@ -29,27 +22,11 @@ class StepPlan:
     """
 
     micro_batches: int = 1
-    remat: RematName | None = None
+    remat: str | None = None
     device: str | None = None
 
-    def next(self, batch_size: int, remats: Sequence[RematName] = (), cpu: bool = False) -> "StepPlan | None":
-        """The plan that takes less memory than this one; None where there is none.
-
-        Args:
-            batch_size: B, or a device's share of it, which micro-batches divide.
-            remats: the policies that keep less than the config's, the strongest last.
-            cpu: whether there is a CPU besides the default device.
-        """
-        for micro_batches in range(2 * self.micro_batches, batch_size + 1):
-            if batch_size % micro_batches == 0:
-                return StepPlan(micro_batches, self.remat, self.device)
-        tried = 0 if self.remat is None else remats.index(self.remat) + 1
-        if tried < len(remats):
-            return StepPlan(self.micro_batches, remats[tried], self.device)
-        return StepPlan(device="cpu") if cpu and self.device is None else None
-
     def describe(self, batch_size: int, num_devices: int = 1) -> str:
-        """In words: "4 micro-batches of 16", of several devices "4 micro-batches of 8 on each of 2 devices"."""
+        """Say it in words: "4 micro-batches of 16", of several devices "4 micro-batches of 8 on each of 2 devices"."""
         size = batch_size // (self.micro_batches * num_devices)
         parts = [f"{self.micro_batches} micro-batches of {size}" if self.micro_batches > 1 else f"batches of {size}"]
         if num_devices > 1:
@@ -60,6 +37,24 @@ class StepPlan:
             parts.append(f"on the {self.device.upper()}")
         return ", ".join(parts)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+
+def make_plans(
+    share: int, micro_batches: int = 1, remats: Sequence[str] = (), device: str | None = None
+) -> Iterator[StepPlan]:
+    """Give the plans of one device, each of which takes less memory than the one before.
+
+    Micro-batches of half the size, then stronger rematerialisation. All take one optimiser step on the same batch.
+
+    Args:
+        share: a device's examples of the batch, which micro-batches divide.
+        micro_batches: of the first plan.
+        remats: the policies that keep less than the config's, the strongest last.
+        device: of all plans.
+    """
+    yield StepPlan(micro_batches, device=device)
+    for n in range(micro_batches + 1, share + 1):
+        if share % n == 0 and n >= 2 * micro_batches:
+            micro_batches = n
+            yield StepPlan(n, device=device)
+    for remat in remats:
+        yield StepPlan(micro_batches, remat, device)

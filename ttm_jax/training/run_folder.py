@@ -6,7 +6,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any
 
 from ttm_jax.files import PACKAGE
 from ttm_jax.hardware.detect import processor_name
-from ttm_jax.training.config import Config, config_to_toml
+from ttm_jax.training.config import config_to_toml
+from ttm_jax.training.task import Curve
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -23,41 +24,48 @@ class RunFolder:
     """Reads and writes the files of one run.
 
     `metrics.jsonl` has a line for each window of training steps ("kind": "train"), for each evaluation ("kind":
-    "eval") and for each time that memory ran out ("kind": "fallback"); "step" counts the optimiser steps done.
+    "eval") and for each time that memory ran out ("kind": "fallback"); "step" counts the optimiser steps done. Where
+    `writes` is off, which is for all processes but the first, nothing is written.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, writes: bool = True):
         self.path = Path(path)
         self.metrics_path = self.path / "metrics.jsonl"
         self.config_path = self.path / "config.toml"
+        self._writes = writes
 
-    def create(self, config: Config, versions: dict[str, Any]) -> None:
-        """Makes the folder with `config.toml` and `versions.json` (see `provenance`)."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        self.config_path.write_text(config_to_toml(config), encoding="utf-8")
-        (self.path / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
+    def create(self, config: Any, versions: dict[str, Any]) -> None:
+        """Make the folder with `config.toml` and `versions.json` (see `provenance`)."""
+        if self._writes:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.config_path.write_text(config_to_toml(config), encoding="utf-8")
+            (self.path / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
 
     def append(self, record: dict[str, Any]) -> None:
-        """Adds a line to the metrics, at once on disk."""
-        with self.metrics_path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        """Add a line to the metrics, at once on disk."""
+        if self._writes:
+            with self.metrics_path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
-        """All complete lines of the metrics; a last line cut short by a crash is left out."""
+        """Give all complete lines of the metrics; a last line cut short by a crash is left out."""
         if not self.metrics_path.exists():
             return []
         lines = self.metrics_path.read_text(encoding="utf-8").split("\n")
         return [json.loads(line) for line in lines[:-1]]
 
     def truncate(self, step: int) -> None:
-        """Drops the lines after `step`, which a resumed run writes again."""
-        kept = [record for record in self.records() if record["step"] <= step]
-        temporary = self.metrics_path.with_suffix(".tmp")
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-        temporary.replace(self.metrics_path)
+        """Drop the lines after `step`, which a resumed run writes again."""
+        if self._writes:
+            kept = [record for record in self.records() if record["step"] <= step]
+            temporary = self.metrics_path.with_suffix(".tmp")
+            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+            temporary.replace(self.metrics_path)
 
-    def draw_curves(self) -> Path:
-        """Loss, learning rate, exact match and mixture over the steps, as `curves.png`."""
+    def draw_curves(self, curves: Sequence[Curve]) -> None:
+        """Draw loss and learning rate over the steps, and the panels of the task, as `curves.png`."""
+        if not self._writes:
+            return
         import matplotlib
 
         matplotlib.use("Agg")
@@ -65,34 +73,39 @@ class RunFolder:
 
         records = self.records()
         train = [record for record in records if record["kind"] == "train"]
-        evals = [record for record in records if record["kind"] == "eval"]
-        figure, axes = plt.subplots(2, 2, figsize=(12, 8), sharex=True, layout="constrained")
-        (loss, match), (rate, mixture) = axes
+        num_rows = 1 + (len(curves) + 1) // 2
+        figure, axes = plt.subplots(2, num_rows, figsize=(6 * num_rows, 8), sharex=True, layout="constrained")
+        loss, rate, *panels = axes.T.flat  # loss above the rate, then column by column
         steps = [record["step"] for record in train]
         loss.semilogy(steps, [record["loss"] for record in train])
         loss.set(title="training loss")
         rate.plot(steps, [record["learning_rate"] for record in train])
-        rate.set(title="learning rate", xlabel="step")
-        for axis, source, key, title in (
-            (match, evals, "exact_match", "held-out exact match, %"),
-            (mixture, train, "mixture", "share of each operand length, %"),
-        ):
-            names = list(dict.fromkeys(name for record in source for name in record[key]))
-            if len(names) > 10:  # of the colours that lines have otherwise
-                axis.set_prop_cycle(color=[plt.get_cmap("tab20")(i) for i in range(20)])
-            for name in names:
-                points = [(r["step"], _share(r[key][name])) for r in source if name in r[key]]
-                axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 50 else None)
-            axis.set(title=title, ylim=(-2, 102))
-            if source:
-                axis.legend(title="digits", fontsize="small")
-        mixture.set(xlabel="step")
+        rate.set(title="learning rate")
+        for axis, curve in zip(panels, curves, strict=False):
+            _draw(axis, curve, [record for record in records if record["kind"] == curve.kind])
+        for axis in panels[len(curves) :]:
+            axis.set_visible(False)
         for axis in axes.flat:
             axis.grid(alpha=0.3)
-        path = self.path / "curves.png"
-        figure.savefig(path, dpi=110)
+        for axis in axes[-1]:
+            axis.set(xlabel="step")
+        figure.savefig(self.path / "curves.png", dpi=110)
         plt.close(figure)
-        return path
+
+
+def _draw(axis: Any, curve: Curve, records: list[dict[str, Any]]) -> None:
+    import matplotlib
+
+    shares = [(record["step"], curve.shares(record)) for record in records]
+    names = list(dict.fromkeys(name for _, found in shares for name in found))
+    if len(names) > 10:  # of the colours that lines have otherwise
+        axis.set_prop_cycle(color=[matplotlib.colormaps["tab20"](i) for i in range(20)])
+    for name in names:
+        points = [(step, 100 * found[name]) for step, found in shares if name in found]
+        axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 50 else None)
+    axis.set(title=curve.title, ylim=(-2, 102))
+    if names:
+        axis.legend(title=curve.legend, fontsize="small")
 
 
 def provenance() -> dict[str, Any]:
@@ -137,7 +150,3 @@ def _command() -> str:
     if spec is None:
         return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     return shlex.join(["python", "-m", spec.name.removesuffix(".__main__"), *sys.argv[1:]])
-
-
-def _share(value: Any) -> float:
-    return 100 * (value["correct"] / value["total"] if isinstance(value, dict) else value)

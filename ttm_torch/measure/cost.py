@@ -12,12 +12,13 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode
 
 from ttm_jax.measure.input_shape import TRAIN_BATCH, check_input_shape
-from ttm_jax.training.config import Config
+from ttm_jax.multiplication.config import Config
+from ttm_jax.multiplication.steps import CARRY_HEAD_TARGETS, num_machine_steps
 from ttm_torch.machine.machine import SimpleTokenTuringMachine, TokenTuringMachine
 from ttm_torch.multiplication.model import TTMModel
-from ttm_torch.multiplication.steps import CARRY_HEAD_TARGETS, num_machine_steps
+from ttm_torch.multiplication.objective import train_step
 from ttm_torch.training.optimizer import make_optimizer
-from ttm_torch.training.step import evaluation_mode, train_step
+from ttm_torch.training.step import evaluation_mode
 
 Model = TTMModel | TokenTuringMachine | SimpleTokenTuringMachine
 MEGABYTE = 1e6

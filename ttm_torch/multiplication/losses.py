@@ -1,5 +1,9 @@
 """The training loss: cross-entropy up to the first EOS, a tenth of a binary cross-entropy on where EOS is, and,
-for models with a carry head, half a cross-entropy of the carries, or of the running sums."""
+for models with a carry head, half a cross-entropy of the carries, or of the running sums.
+
+Each part is a sum over a batch's target tokens, and the loss is their total over the number of those tokens: the sums
+of micro-batches add up.
+"""
 
 import torch
 from torch import Tensor
@@ -51,32 +55,40 @@ def compute_eos_bce(probs_BxS: Tensor, targets_BxS: Tensor, mask_BxS: Tensor | N
 
     Probabilities are kept 1e-7 away from 0 and 1, where the loss has no gradient.
     """
-    p_BxS = probs_BxS.clamp(PROBABILITY_EPS, 1 - PROBABILITY_EPS)
-    losses_BxS = -(targets_BxS * p_BxS.log() + (1 - targets_BxS) * torch.log1p(-p_BxS))
+    losses_BxS = _binary_cross_entropies(probs_BxS, targets_BxS)
     mask_BxS = torch.ones_like(losses_BxS) if mask_BxS is None else mask_BxS
     return (losses_BxS * mask_BxS).sum() / mask_BxS.sum()
 
 
+def _binary_cross_entropies(probs_BxS: Tensor, targets_BxS: Tensor) -> Tensor:
+    p_BxS = probs_BxS.clamp(PROBABILITY_EPS, 1 - PROBABILITY_EPS)
+    return -(targets_BxS * p_BxS.log() + (1 - targets_BxS) * torch.log1p(-p_BxS))
+
+
+def sum_answer_loss(logits_BxSxV: Tensor, targets_BxS: Tensor) -> Tensor:
+    """Cross-entropy + 0.1 x binary cross-entropy of EOS, summed over the positions up to the first EOS."""
+    mask_BxS = create_target_mask(targets_BxS)
+    eos_target_BxS = create_eos_target(find_eos_positions(targets_BxS), targets_BxS.shape[1])
+    eos_losses_BxS = _binary_cross_entropies(extract_eos_probs(logits_BxSxV), eos_target_BxS)
+    return compute_masked_ce_loss(logits_BxSxV, targets_BxS, mask_BxS) + EOS_LOSS_SCALE * (
+        (eos_losses_BxS * mask_BxS).sum()
+    )
+
+
 def compute_total_loss(logits_BxSxV: Tensor, targets_BxS: Tensor) -> Tensor:
     """Cross-entropy a target token + 0.1 x binary cross-entropy of EOS, both up to the first EOS."""
-    eos_target_BxS = create_eos_target(find_eos_positions(targets_BxS), targets_BxS.shape[1])
-    eos_loss = compute_eos_bce(extract_eos_probs(logits_BxSxV), eos_target_BxS, create_target_mask(targets_BxS))
-    return compute_normalized_ce_loss(logits_BxSxV, targets_BxS) + EOS_LOSS_SCALE * eos_loss
+    return sum_answer_loss(logits_BxSxV, targets_BxS) / create_target_mask(targets_BxS).sum()
 
 
-def compute_carry_loss(carry_logits_BxSxC: Tensor, carries_BxS: Tensor, targets_BxS: Tensor) -> Tensor:
-    """Cross-entropy of the carry out of each place, up to the first EOS of the targets."""
-    mask_BxS = create_target_mask(targets_BxS)
-    return compute_masked_ce_loss(carry_logits_BxSxC, carries_BxS, mask_BxS) / mask_BxS.sum()
+def sum_carry_loss(carry_logits_BxSxC: Tensor, carries_BxS: Tensor, targets_BxS: Tensor) -> Tensor:
+    """Cross-entropy of the carry out of each place, summed up to the first EOS of the targets."""
+    return compute_masked_ce_loss(carry_logits_BxSxC, carries_BxS, create_target_mask(targets_BxS))
 
 
-def compute_sum_loss(logits_BxUxV: Tensor, carry_logits_BxUxC: Tensor, sums_BxU: Tensor, targets_BxS: Tensor) -> Tensor:
-    """Cross-entropy of the sum after each step, its last digit and its tens, over the number of target tokens.
-
-    Sums of -1 don't count.
-    """
+def sum_column_loss(logits_BxUxV: Tensor, carry_logits_BxUxC: Tensor, sums_BxU: Tensor) -> Tensor:
+    """Cross-entropy of the column's sum after each step, of its last digit and its tens, summed but where it is -1."""
     mask_BxU = (sums_BxU >= 0).float()
     sums_BxU = sums_BxU.clamp(min=0)
     digits = compute_masked_ce_loss(logits_BxUxV, sums_BxU % 10, mask_BxU)
     tens = compute_masked_ce_loss(carry_logits_BxUxC, sums_BxU // 10, mask_BxU)
-    return (digits + tens) / create_target_mask(targets_BxS).sum()
+    return digits + tens

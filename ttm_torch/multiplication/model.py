@@ -9,14 +9,15 @@ column of schoolbook multiplication has products.
 import torch
 from torch import Tensor, nn
 
+from ttm_jax.multiplication.config import ModelConfig
 from ttm_jax.multiplication.problems import MAX_CARRY, MAX_DIGITS
+from ttm_jax.multiplication.steps import ANSWERED_AT, NO_DIGIT, PRODUCT_STEPS, num_machine_steps
 from ttm_jax.multiplication.vocab import EOS_TOKEN, PAD_TOKEN, TIMES_TOKEN, VOCAB_SIZE
-from ttm_jax.training.config import ConfigError, ModelConfig
+from ttm_jax.training.config import ConfigError
 from ttm_torch.machine.initializers import lecun_normal, normal
 from ttm_torch.machine.layers import Embedding, at_least_float32, gelu
 from ttm_torch.machine.machine import TokenTuringMachine
 from ttm_torch.machine.script import script
-from ttm_torch.multiplication.steps import ANSWERED_AT, NO_DIGIT, PRODUCT_STEPS, num_machine_steps
 
 NUM_DIGIT_LOGITS = 11  # tokens 0-10: the sign shares the digits' head, so that index is token
 PAD_LOGIT = -10_000.0

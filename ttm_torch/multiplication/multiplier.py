@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ttm_jax.multiplication.config import Config
 from ttm_jax.multiplication.scores import AnyMultiplier
-from ttm_jax.training.config import Config
+from ttm_jax.multiplication.steps import check_fit
 from ttm_torch.multiplication.model import TTMModel, predict_tokens
-from ttm_torch.multiplication.steps import check_fit
+from ttm_torch.multiplication.objective import create_model
 from ttm_torch.training.checkpoint import find_checkpoint, load_meta, load_model
 from ttm_torch.training.step import evaluation_mode
 
@@ -51,4 +52,4 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> Multiplier:
     """
     path = find_checkpoint(path)
     config, _ = load_meta(path)
-    return Multiplier(load_model(path, config).to(device), config, path)
+    return Multiplier(load_model(path, create_model(config)).to(device), config, path)

@@ -7,13 +7,14 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
+from ttm_jax.tasks import config_of_checkpoint
 from ttm_jax.training.checkpoint_files import (
     BEST,
     KEPT,
@@ -27,9 +28,7 @@ from ttm_jax.training.checkpoint_files import (
     verify,
     write_checksums,
 )
-from ttm_jax.training.config import Config
-from ttm_torch.multiplication.model import TTMModel
-from ttm_torch.training.step import TrainState, create_model, create_state
+from ttm_torch.training.step import TrainState
 
 __all__ = [
     "BEST",
@@ -44,6 +43,7 @@ __all__ = [
     "saved_steps",
 ]
 
+Model = TypeVar("Model", bound=nn.Module)
 _WEIGHTS, _TRAINING = "params/model.safetensors", "training/optimizer.pt"
 
 
@@ -72,52 +72,53 @@ class CheckpointFolder:
         """Nothing is open."""
 
 
-def load_meta(path: Path) -> tuple[Config, dict[str, Any]]:
+def load_meta(path: Path) -> tuple[Any, dict[str, Any]]:
     """The config and the other metadata of a checkpoint.
 
     Raises:
         CheckpointError: if it is not one of the twin's or its config is not one that this version knows.
     """
-    return read_meta(path, TORCH_FORMAT)
+    meta = read_meta(path, TORCH_FORMAT)
+    return config_of_checkpoint(path, meta), meta
 
 
-def save_model(path: Path, model: TTMModel, meta: dict[str, Any]) -> None:
+def save_model(path: Path, model: nn.Module, meta: dict[str, Any]) -> None:
     """Writes weights and `meta`, which has the config, as a checkpoint at a path where there is nothing yet."""
     _write(path, model, meta, None)
 
 
-def load_model(path: Path, config: Config) -> TTMModel:
-    """The model of a checkpoint, on the CPU, in evaluation mode.
+def load_model(path: Path, model: Model) -> Model:
+    """Read the weights of a checkpoint into a model, and put it in evaluation mode.
 
     Raises:
-        CheckpointError: if the weights are missing, damaged or not those of the config.
+        CheckpointError: if the weights are missing, damaged or not those of the model.
     """
-    model = create_model(config)
     _load_weights(path, model)
     return model.eval()
 
 
-def load_state(path: Path, config: Config, device: torch.device | str = "cpu") -> TrainState:
-    """The training state of a checkpoint, to go on from.
+def load_state(path: Path, state: TrainState) -> TrainState:
+    """Read the whole training state of a checkpoint into a fresh one, to go on from.
 
     Raises:
         CheckpointError: if the checkpoint holds no training state, or is damaged.
     """
     if not (path / "training").is_dir():
         raise CheckpointError(f"checkpoint {path}: has no training/ to go on from")
-    state = create_state(config, device)
+    device = next(state.model.parameters()).device
     _load_weights(path, state.model)
     verify(path, "training")
     try:
         training = torch.load(path / _TRAINING, map_location=device, weights_only=True)
         state.optimizer.load_state_dict(training["optimizer"])
         state.scheduler.load_state_dict(training["scheduler"])
+        state.carry = training.get("carry", ())  # which checkpoints until version 0.1 don't have
     except Exception as error:  # torch.load raises many kinds for a damaged file
         raise CheckpointError(f"checkpoint {path}: training/ is damaged, or of another optimiser") from error
     return state
 
 
-def _write(path: Path, model: TTMModel, meta: dict[str, Any], training: dict[str, Any] | None) -> None:
+def _write(path: Path, model: nn.Module, meta: dict[str, Any], training: dict[str, Any] | None) -> None:
     temporary = path.with_name(f"{path.name}.tmp")
     for item in ("params", "meta", *(["training"] if training else [])):
         (temporary / item).mkdir(parents=True)
@@ -131,14 +132,15 @@ def _write(path: Path, model: TTMModel, meta: dict[str, Any], training: dict[str
 
 
 def _training(state: TrainState) -> dict[str, Any]:
-    return {"optimizer": state.optimizer.state_dict(), "scheduler": state.scheduler.state_dict()}
+    parts = {"optimizer": state.optimizer.state_dict(), "scheduler": state.scheduler.state_dict()}
+    return {**parts, "carry": state.carry}
 
 
-def _weights(model: TTMModel) -> dict[str, Tensor]:
+def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
 
 
-def _load_weights(path: Path, model: TTMModel) -> None:
+def _load_weights(path: Path, model: nn.Module) -> None:
     verify(path, "params")
     try:
         weights = load_file(path / _WEIGHTS)

@@ -1,6 +1,7 @@
 """Adam or Muon with warm-up and cosine decay, in the arithmetic of `ttm_jax.training.optimizer`."""
 
 import math
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -12,15 +13,18 @@ from ttm_jax.training.config import OptimizerConfig
 from ttm_torch.machine.layers import at_least_float32
 
 MUON_BETA = 0.95
+MACHINE_WEIGHTS = r"machine\..*\.weight"
 NEWTON_SCHULZ_STEPS = 5
 NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.775, 2.0315)
 
 
-def make_optimizer(model: nn.Module, config: OptimizerConfig | None = None) -> torch.optim.Optimizer:
-    """The optimiser that the config names, at the base rate. Clipping is `train_step`'s.
+def make_optimizer(
+    model: nn.Module, config: OptimizerConfig | None = None, muon: str = MACHINE_WEIGHTS
+) -> torch.optim.Optimizer:
+    """Make the optimiser that the config names, at the base rate. Clipping is `train_step`'s.
 
-    "adam" adds weight decay to the gradient, "adamw" to the step. "muon" is `Muon` for the weights of the machine's
-    linear layers and its Adam for all other parameters.
+    "adam" adds weight decay to the gradient, "adamw" to the step. "muon" is `Muon` for the matrices whose names match a
+    regular expression, those of the machine's linear layers where none is given, and its Adam for all other parameters.
 
     Raises:
         ValueError: for "muon" and a model without such weights.
@@ -33,10 +37,10 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig | None = None) -> t
         return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.name](model.parameters(), **options)
     matrices, others = [], []
     for name, parameter in model.named_parameters():
-        is_matrix = name.startswith("machine.") and name.endswith(".weight") and parameter.ndim == 2
+        is_matrix = parameter.ndim == 2 and re.fullmatch(muon, name)
         (matrices if is_matrix else others).append(parameter)
     if not matrices:
-        raise ValueError("muon is for the machine of a TTMModel; this model has no weights machine.*.weight")
+        raise ValueError(f"muon is for matrices of the names {muon}; this model has none")
     return Muon(matrices, others, rms=config.muon_rms, **options)
 
 

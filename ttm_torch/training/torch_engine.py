@@ -1,107 +1,86 @@
-"""The training loop in PyTorch."""
+"""PyTorch as an engine of the training loop."""
 
-from collections.abc import Callable, Mapping
-from io import BytesIO
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from ttm_jax.multiplication.scores import answer_pairs
 from ttm_jax.training.checkpoint_files import TORCH_FORMAT
-from ttm_jax.training.config import Config
-from ttm_jax.training.loop import TrainingLoop
-from ttm_jax.training.plan import StepPlan
-from ttm_torch.multiplication.model import check_model
-from ttm_torch.multiplication.multiplier import Multiplier
+from ttm_jax.training.config import OptimizerConfig
+from ttm_jax.training.plan import StepPlan, make_plans
+from ttm_jax.training.rows import predict_rows
+from ttm_jax.training.task import Arrays
 from ttm_torch.training.checkpoint import CheckpointFolder, load_state
-from ttm_torch.training.device import find_device
 from ttm_torch.training.run_folder import device_name, provenance
-from ttm_torch.training.step import TrainState, create_state, random_seed, train_step_with_metrics
+from ttm_torch.training.step import Objective, TrainState, evaluation_mode, make_state, random_seed, take_step
 
 
-class Trainer(TrainingLoop[TrainState]):
-    """The loop in PyTorch.
+class TorchEngine:
+    """See `ttm_jax.training.engine.Engine`.
 
     Args:
-        config, workdir, resume, stop_requested: as of `TrainingLoop`.
-        device: "cpu" or "cuda"; a GPU where there is one, if None.
-
-    Raises:
-        ConfigError: also where there is no such device, or the types are not the twin's.
+        objective: model and loss.
+        optimizer: the optimiser's config.
+        seed: of weights and dropout.
+        batch_size: B.
+        device: where to compute.
     """
 
-    checkpoint_format = TORCH_FORMAT
+    format = TORCH_FORMAT
+    leads = True
 
     def __init__(
-        self,
-        config: Config,
-        workdir: str | Path,
-        resume: bool = False,
-        stop_requested: Callable[[], bool] = lambda: False,
-        device: str | None = None,
+        self, objective: Objective, optimizer: OptimizerConfig, seed: int, batch_size: int, device: torch.device
     ):
-        check_model(config.model)
-        self.device = find_device(device)
-        self._in_a_step: TrainState | None = None
-        super().__init__(config, workdir, resume, stop_requested)
+        self._objective, self._optimizer, self._seed = objective, optimizer, seed
+        self._batch_size, self._device = batch_size, device
+        self.plans = tuple(make_plans(batch_size))
 
-    def _create_state(self, plan: StepPlan) -> TrainState:
-        return create_state(self.config, self.device)
+    def start(self, plan: StepPlan) -> TrainState:
+        return make_state(self._objective, self._optimizer, self._seed, self._batch_size, self._device)
 
-    def _load_state(self, checkpoint: Path, plan: StepPlan) -> TrainState:
-        return load_state(checkpoint, self.config, self.device)
+    def load(self, checkpoint: Path, plan: StepPlan) -> TrainState:
+        return load_state(checkpoint, self.start(plan))
 
-    def _open_checkpoints(self, kind: str) -> CheckpointFolder:
-        return CheckpointFolder(self.folder.path, kind)
+    def open_checkpoints(self, workdir: Path, kind: str) -> CheckpointFolder:
+        return CheckpointFolder(workdir, kind)
 
-    def _describe_origin(self) -> dict[str, Any]:
-        return provenance(self.device)
-
-    def describe_model(self) -> str:
-        parameters = sum(parameter.numel() for parameter in self.state.model.parameters())
-        return f"{parameters:,} parameters on {device_name(self.device)}"
-
-    def _train_step(self, arrays: dict[str, np.ndarray], plan: StepPlan) -> Mapping[str, Any]:
-        state = self.state
-        torch.manual_seed(random_seed(self.config, state.step))
-        clip = self.config.optimizer.max_grad_norm
-        self._in_a_step = state
-        metrics = train_step_with_metrics(
-            state.model, arrays, state.optimizer, state.scheduler, clip, plan.micro_batches
+    def step(self, state: TrainState, arrays: Arrays, plan: StepPlan) -> tuple[TrainState, Mapping[str, Any]]:
+        torch.manual_seed(random_seed(self._seed, state.step))
+        metrics, state.carry = take_step(
+            partial(self._objective.loss, state.model),
+            state.model,
+            {name: torch.as_tensor(array, device=self._device) for name, array in arrays.items()},
+            state.optimizer,
+            state.scheduler,
+            self._optimizer.max_grad_norm,
+            plan.micro_batches,
+            state.carry,
         )
-        self._in_a_step = None
-        return metrics
+        return state, metrics
 
-    def _fetch(self, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
+    def read(self, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
         return {k: x.numpy(force=True) if isinstance(x, torch.Tensor) else x for k, x in metrics.items()}
 
-    def _answer(self, pairs_Px2: np.ndarray, num_steps: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        multiplier = Multiplier(self.state.model, self.config, self.folder.path)
-        return answer_pairs(multiplier, pairs_Px2, num_steps, batch_size)
+    def predict(self, state: TrainState, arrays: Arrays, batch_size: int) -> Arrays:
+        def predict(chunk: Arrays) -> dict[str, torch.Tensor]:
+            tensors = {name: torch.as_tensor(array, device=self._device) for name, array in chunk.items()}
+            return self._objective.predict(state.model, tensors)
 
-    def _is_out_of_memory(self, error: Exception) -> bool:
+        with evaluation_mode(state.model):
+            return predict_rows(predict, arrays, batch_size, lambda results: [self.read(found) for found in results])
+
+    def ran_out(self, error: Exception) -> bool:
         return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
-    def _next_plan(self, plan: StepPlan) -> StepPlan | None:
-        return plan.next(self.config.data.batch_size)
+    def describe(self, state: TrainState, plan: StepPlan) -> str:
+        parameters = sum(parameter.numel() for parameter in state.model.parameters())
+        return f"{parameters:,} parameters on {device_name(self._device)}"
 
-    def _copy_state(self) -> Mapping[str, Any] | None:
-        if self._in_a_step is self.state:
-            return None  # it failed, and may have changed some of the parameters
-        copy = BytesIO()
-        torch.save([part.state_dict() for part in _parts(self.state)], copy)
-        return {"step": self.state.step, "saved": copy}
+    def describe_plan(self, plan: StepPlan) -> str:
+        return plan.describe(self._batch_size)
 
-    def _put_state(self, copy: Mapping[str, Any], plan: StepPlan) -> TrainState:
-        copy["saved"].seek(0)
-        saved = torch.load(copy["saved"], map_location="cpu", weights_only=True)
-        for part, values in zip(_parts(self.state), saved, strict=True):
-            part.load_state_dict(values)
-        self._in_a_step = None
-        return self.state
-
-
-def _parts(state: TrainState) -> tuple[Any, ...]:
-    return state.model, state.optimizer, state.scheduler
+    def origin(self) -> dict[str, Any]:
+        return provenance(self._device)

@@ -6,10 +6,10 @@ import json
 import jax
 import pytest
 
+from ttm_jax.cli import Progress
 from ttm_jax.measure import benchmark, training, workload
 from ttm_jax.measure.ceilings import CeilingSizes
 from ttm_jax.measure.profile import Work, instructions, place
-from ttm_jax.measure.progress import Progress
 from ttm_jax.measure.report import median, percent, scaled, times
 from ttm_jax.training.config import override
 
@@ -19,9 +19,7 @@ measure_configs = training.measure
 
 def measure(config, **options):
     progress = Progress()
-    section = measure_configs(
-        jax.devices()[0], True, progress, {"tiny": config}, ceiling=CEILING, budget_s=0.0, **options
-    )
+    section = measure_configs(jax.devices()[0], progress, {"tiny": config}, ceiling=CEILING, budget_s=0.0, **options)
     assert progress.begun == progress.planned == 3
     return json.loads(json.dumps(section))
 
@@ -70,73 +68,55 @@ def test_the_traces_are_for_the_usual_viewers(section, traces):
     assert any(event.get("args", {}).get("hlo_op") for event in events)
 
 
-def test_tables_and_notes(section):
-    step, costliest = training.tables(section)
-    forms = ("a step alone", "a step in the loop", "making the batch")
-    assert step.title == "training step (tiny: batch 8, 5 places)"
-    assert [row[0] for row in step.rows[:3]] == [f"tiny: {form}" for form in forms]
-    ceiling = 2 * CEILING.product**3 / section["rows"][0]["product"]["median_s"]
-    assert [row[0] for row in step.rows[3:]] == [f"tiny: the ceiling, {scaled(ceiling, 'FLOP/s')}"]
-    assert step.rows[0][3] == percent(section["rows"][0]["flops_fraction"])
+def test_tables(section):
+    step, reached, shares, costliest = training.tables(section)
+    (row,) = section["rows"]
+    forms = ["a step alone", "a step in the loop", "making the batch", "the ceiling"]
+    assert [cells[0] for cells in step.rows] == ["tiny: batch 8, 5 places", *forms]
+    assert step.rows[1][3] == reached.rows[0][1] == percent(row["flops_fraction"])
+    assert step.rows[4][3] == scaled(2 * CEILING.product**3 / row["product"]["median_s"], "FLOP/s")
     assert len(costliest.rows) == 10
-    assert costliest.title.startswith("tiny: the ten costliest of all operations of a step, ")
-    (note,) = training.notes(section)
-    assert "(wanted: 60 %, " in note
-    assert "By kind: " in note
-    row = section["rows"][0]
-    seconds = {(work["kind"], work["phase"]): 0.0 for work in row["profile"]["rows"]}
-    for work in row["profile"]["rows"]:
-        seconds[work["kind"], work["phase"]] += work["seconds"]
-
-    def reached(kinds: tuple[str, ...], phases: tuple[str, ...]) -> str:
-        counted = sum(taken for (kind, phase), taken in seconds.items() if kind in kinds and phase in phases)
-        return percent(row["flops_fraction"] / (counted / row["profile"]["seconds"]))
-
-    arithmetic = reached(("products", "sums", "elementwise"), ("forward", "backward", "update"))
-    assert f" nothing made again and nothing copied, it would be at {arithmetic}; were the products " in note
-    products = reached(("products",), ("forward", "backward"))
-    assert note.endswith(f" forward and backward pass all that it does, at {products}.")
-    assert all(len(row) == len(table.headings) for table in (step, costliest) for row in table.rows)
+    assert all(
+        len(cells) == len(table.headings) for table in (step, reached, shares, costliest) for cells in table.rows
+    )
 
 
 def test_what_a_step_could_reach():
-    shares = [
-        ("products", "forward", 0.2),
-        ("products", "backward", 0.2),
-        ("products", "recomputed", 0.1),
-        ("sums", "backward", 0.1),
-        ("elementwise", "update", 0.1),
-        ("copies", "forward", 0.2),
-        ("sums", "", 0.1),
+    works = [
+        {"part": "step", "kind": kind, "phase": phase, "share": share}
+        for kind, phase, share in (
+            ("products", "forward", 0.2),
+            ("products", "backward", 0.2),
+            ("products", "recomputed", 0.1),
+            ("sums", "backward", 0.1),
+            ("elementwise", "update", 0.1),
+            ("copies", "forward", 0.2),
+            ("sums", "", 0.1),
+        )
     ]
-    works = [{"part": "step", "kind": kind, "phase": phase, "share": share} for kind, phase, share in shares]
-    second = {"median_s": 1.0}
-    row = {"config": "tiny", "flops_fraction": 0.3, "alone": second, "in_loop": second, "profile": {"rows": works}}
-    (note,) = training.notes({"wanted": 0.6, "rows": [row]})
-    assert "nothing made again and nothing copied, it would be at 50 %; were the products of its forward and " in note
-    assert note.endswith("backward pass all that it does, at 75 %.")
+    row = {"flops_fraction": 0.3, "profile": {"rows": works}}
+    assert training.limits(row) == pytest.approx([0.5, 0.75])
+    assert training.limits({**row, "profile": {"rows": []}}) == [None, None]
 
 
 def test_a_divided_step_beside_that_on_one_device(tiny_config):
     section = measure(override(tiny_config, {"data.batch_size": "16"}))
     (row,) = section["rows"]
     assert (row["num_devices"], row["micro_batches"], row["undivided"]["calls"]) == (2, 1, 5)
-    step, costliest = training.tables(section)
-    assert step.title == "training step (tiny: batch 16 divided between 2 devices, 5 places)"
-    assert step.rows[2][:2] == ["tiny: a step alone on one device", median(row["undivided"])]
+    step, reached, shares, costliest = training.tables(section)
+    assert step.rows[0][0] == "tiny: batch 16 divided between 2 devices, 5 places"
+    assert step.rows[3][:2] == ["a step alone on one device", median(row["undivided"])]
     assert costliest.title.endswith(" on 2 devices together")
-    ratio = times(row["alone"]["median_s"] / row["undivided"]["median_s"])
-    (note,) = training.notes(section)
-    assert f" as long as alone, and divided {ratio} as long as on one device. By kind: " in note
+    assert reached.rows[0][-1] == times(row["alone"]["median_s"] / row["undivided"]["median_s"])
     assert any(work["part"] == "sum over devices" for work in row["profile"]["rows"])
+    copies = sum(work["share"] for work in row["profile"]["rows"] if work["kind"] == "copies")
+    assert dict(shares.rows)["copies"] == percent(copies)
 
 
 def test_a_step_that_does_not_fit_is_not_run(tiny_config, monkeypatch):
     monkeypatch.setattr(training, "too_large", lambda program, device: "takes 9 GB, 1 GB are free")
-    section = measure(tiny_config)
-    (table,) = training.tables(section)
-    assert table.rows == [["tiny", "not run", "-", "-"]]
-    assert training.notes(section) == ["tiny: not run: it takes 9 GB, 1 GB are free."]
+    table, *_ = training.tables(measure(tiny_config))
+    assert table.rows == [["tiny: batch 8, 5 places", "not run: takes 9 GB, 1 GB are free", "-", "-"]]
 
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
@@ -212,7 +192,7 @@ def test_profile_goes_with_training(call_command):
 
 
 def test_the_command_keeps_the_traces_where_it_is_told(tiny_config, monkeypatch, tmp_path, call_command):
-    def tiny(device, quick, progress, traces):
+    def tiny(device, progress, traces, **quick):
         return measure(tiny_config, traces=traces)
 
     monkeypatch.setattr(training, "measure", tiny)

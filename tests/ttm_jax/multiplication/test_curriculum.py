@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from ttm_jax.multiplication.config import CurriculumConfig
 from ttm_jax.multiplication.curriculum import Curriculum, Mixture
-from ttm_jax.training.config import CurriculumConfig
 
 CONFIG = CurriculumConfig(mixture_every=2)
 

@@ -8,16 +8,16 @@ import pytest
 from parity.fast_jit import fast_jit
 from ttm_jax.multiplication.losses import (
     EOS_LOSS_SCALE,
-    compute_carry_loss,
     compute_ce_loss,
     compute_eos_bce,
     compute_masked_ce_loss,
     compute_normalized_ce_loss,
-    compute_sum_loss,
     compute_total_loss,
     create_eos_target,
     create_target_mask,
     find_eos_positions,
+    sum_carry_loss,
+    sum_column_loss,
 )
 from ttm_jax.multiplication.vocab import EOS_TOKEN, PAD_TOKEN, VOCAB_SIZE
 
@@ -135,16 +135,16 @@ def test_carry_loss(normal):
     logits, carries = normal(1, 3, 5, 7), np.array([[1, 0, 2, 3, 4], [6, 5, 0, 0, 0], [1, 2, 3, 4, 5]])
     log_probs = np.asarray(jax.nn.log_softmax(logits))
     each = -np.take_along_axis(log_probs, carries[..., None], -1)[..., 0]
-    loss = compute_carry_loss(logits, jnp.asarray(carries), jnp.asarray(TARGETS))
-    np.testing.assert_allclose(loss, (each * MASK).sum() / 10, rtol=1e-6)
+    loss = sum_carry_loss(logits, jnp.asarray(carries), jnp.asarray(TARGETS))
+    np.testing.assert_allclose(loss, (each * MASK).sum(), rtol=1e-6)
 
 
-def test_sum_loss(normal):
-    """Of the last digit and of the tens of each sum that is not -1, a target token."""
+def test_column_loss(normal):
+    """Of the last digit and of the tens of each sum that is not -1."""
     logits, tens_logits = normal(1, 3, 4, 13), normal(2, 3, 4, 45)
     sums = np.array([[12, 441, -1, -1], [0, 7, 10, 99], [5, -1, -1, -1]])
     digits, tens = (np.asarray(jax.nn.log_softmax(x)) for x in (logits, tens_logits))
     held = zip(*np.nonzero(sums >= 0), strict=True)
     total = -sum(digits[b, u, sums[b, u] % 10] + tens[b, u, sums[b, u] // 10] for b, u in held)
-    loss = compute_sum_loss(logits, tens_logits, jnp.asarray(sums), jnp.asarray(TARGETS))
-    np.testing.assert_allclose(loss, total / 10, rtol=1e-6)
+    loss = sum_column_loss(logits, tens_logits, jnp.asarray(sums))
+    np.testing.assert_allclose(loss, total, rtol=1e-6)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from parity.fast_jit import fast_jit
+from ttm_jax.multiplication.config import ModelConfig
 from ttm_jax.multiplication.model import (
     PAD_LOGIT,
     DirectTransformer,
@@ -25,7 +26,7 @@ from ttm_jax.multiplication.model import (
 from ttm_jax.multiplication.problems import MAX_CARRY, encode_problems
 from ttm_jax.multiplication.steps import PRODUCT_STEPS, num_machine_steps
 from ttm_jax.multiplication.vocab import EOS_TOKEN, PAD_TOKEN, VOCAB_SIZE
-from ttm_jax.training.config import ConfigError, ModelConfig
+from ttm_jax.training.config import ConfigError
 
 pytestmark = pytest.mark.usefixtures("nans_are_errors")
 

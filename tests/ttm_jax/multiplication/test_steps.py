@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from ttm_jax.multiplication.config import ModelConfig
 from ttm_jax.multiplication.problems import MAX_DIGITS, MultiplicationDataset, encode_problems, schoolbook_carries
 from ttm_jax.multiplication.steps import (
     ANSWERED_AT,
@@ -17,7 +18,8 @@ from ttm_jax.multiplication.steps import (
     training_arrays,
 )
 from ttm_jax.multiplication.vocab import DIGIT_TOKENS
-from ttm_jax.training.config import ConfigError, ModelConfig, config_from_dict
+from ttm_jax.tasks import config_from_dict
+from ttm_jax.training.config import ConfigError
 
 LENGTHS = list(itertools.product(range(1, MAX_DIGITS + 1), repeat=2))
 

@@ -5,8 +5,11 @@ import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
+from ttm_jax.multiplication.objective import create_state, make_objective
+from ttm_jax.tasks import config_from_dict
 from ttm_jax.training.checkpoint import (
     BEST,
     LATEST,
@@ -18,8 +21,7 @@ from ttm_jax.training.checkpoint import (
     load_state,
     saved_steps,
 )
-from ttm_jax.training.config import config_from_dict, config_to_dict, override
-from ttm_jax.training.step import create_state
+from ttm_jax.training.config import config_to_dict, override
 
 
 @pytest.fixture
@@ -64,22 +66,35 @@ def bits(tree):
 def test_everything_comes_back_to_the_bit(state, save, tiny_config):
     meta = {"progress": {"seconds": 0.1, "shares": [1 / 3, 2 / 3], "none": None}}
     path = save(state, **meta)
-    restored = load_state(path, tiny_config)
+    restored = load_state(path, create_state(tiny_config))
     for name in ("step", "params", "opt_state"):
         assert bits(getattr(restored, name)) == bits(getattr(state, name))
         assert jax.tree.structure(getattr(restored, name)) == jax.tree.structure(getattr(state, name))
-    assert bits(load_params(path, tiny_config)) == bits(state.params)
+    assert bits(load_params(path, make_objective(tiny_config))) == bits(state.params)
     assert np.array_equal(jax.random.key_data(restored.key), jax.random.key_data(state.key))
     config, loaded = load_meta(path)
     assert config == tiny_config
     assert loaded["progress"] == meta["progress"]
 
 
+def test_a_state_saved_without_its_key_has_that_of_the_fresh_one(state, save, tiny_config):
+    """As checkpoints were until version 0.1."""
+    folder = save(state) / "training"
+    shutil.rmtree(folder)
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        item = {"step": state.step, "opt_state": state.opt_state}
+        checkpointer.save(folder, args=ocp.args.StandardSave(item))
+    (folder.parent / "checksums.json").unlink()
+    restored = load_state(folder.parent, create_state(tiny_config))
+    assert bits((restored.step, restored.opt_state)) == bits((state.step, state.opt_state))
+    assert np.array_equal(jax.random.key_data(restored.key), jax.random.key_data(state.key))
+
+
 def test_only_the_latest_can_be_gone_on_from(state, save, tiny_config):
     best = save(state, BEST)
-    assert bits(load_params(best, tiny_config)) == bits(state.params)
+    assert bits(load_params(best, make_objective(tiny_config))) == bits(state.params)
     with pytest.raises(CheckpointError, match="has no training/ to go on from"):
-        load_state(best, tiny_config)
+        load_state(best, create_state(tiny_config))
 
 
 def test_the_latest_two_and_the_best_one_are_kept(state, tmp_path, tiny_config):
@@ -144,7 +159,7 @@ def outcome(load, checkpoint, tiny_config):
 
 
 def all_arrays(checkpoint, config):
-    state = load_state(checkpoint, config)
+    state = load_state(checkpoint, create_state(config))
     return state.params, state.opt_state, state.step
 
 
@@ -178,7 +193,7 @@ def test_a_truncated_file_gives_an_error_or_nothing_wrong(checkpoint, tiny_confi
 def test_a_missing_part_is_an_error(checkpoint, tiny_config, item):
     shutil.rmtree(checkpoint / item)
     with pytest.raises(CheckpointError, match=str(checkpoint)):
-        load_state(checkpoint, load_meta(checkpoint)[0])
+        load_state(checkpoint, create_state(load_meta(checkpoint)[0]))
 
 
 def edit_meta(checkpoint, edit):
@@ -197,22 +212,22 @@ def test_a_changed_byte_is_an_error(checkpoint, tiny_config):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=f"{path.name} is damaged: its checksum differs$"):
-        load_params(checkpoint, tiny_config)
+        load_params(checkpoint, make_objective(tiny_config))
 
 
 def test_a_save_killed_before_its_checksums_is_complete(checkpoint, tiny_config):
     (checkpoint / "checksums.json").unlink()
-    assert load_state(checkpoint, load_meta(checkpoint)[0]).step == 40
+    assert load_state(checkpoint, create_state(load_meta(checkpoint)[0])).step == 40
     (checkpoint / "params" / "_METADATA").write_text("{")
     with pytest.raises(CheckpointError, match="params/ is damaged$"):
-        load_params(checkpoint, tiny_config)
+        load_params(checkpoint, make_objective(tiny_config))
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", "7", '{"config": {}}', "\ud800"])
 def test_foreign_metadata(checkpoint, text):
     (checkpoint / "checksums.json").unlink()
     (checkpoint / "meta" / "metadata").write_bytes(text.encode("utf-8", "surrogatepass"))
-    with pytest.raises(CheckpointError, match=r"meta/ is missing or damaged|not a multiplier \(format"):
+    with pytest.raises(CheckpointError, match=r"meta/ is missing or damaged|not of this library \(format"):
         load_meta(checkpoint)
 
 
@@ -239,9 +254,10 @@ def test_a_config_that_this_version_does_not_know(checkpoint):
 )
 def test_parameters_of_another_config_are_refused(checkpoint, tiny_config, key, value, message):
     other = override(tiny_config, {key: value})
-    for load in (load_params, load_state):
+    like = jax.eval_shape(lambda: create_state(other)).replace(key=create_state(tiny_config).key)
+    for load in (lambda: load_params(checkpoint, make_objective(other)), lambda: load_state(checkpoint, like)):
         with pytest.raises(CheckpointError, match=f"/ is of another model: \\S*{message}$"):
-            load(checkpoint, other)
+            load()
 
 
 def test_a_checkpoint_carries_its_config(checkpoint, tiny_config):

@@ -4,22 +4,21 @@ import re
 
 import pytest
 
+from ttm_jax.multiplication.config import Config
+from ttm_jax.tasks import config_from_dict, load_config
 from ttm_jax.training.config import (
-    Config,
     ConfigError,
     changed_keys,
-    config_from_dict,
     config_keys,
     config_to_dict,
     config_to_toml,
     find_config,
     flag_of,
-    load_config,
     override,
     shipped_configs,
 )
 
-SHIPPED = sorted(shipped_configs().glob("*.toml"))
+SHIPPED = sorted(shipped_configs().glob("*/*.toml"))
 
 
 @pytest.fixture
@@ -54,6 +53,16 @@ def test_shipped_configs_load(path):
 
 def test_there_are_shipped_configs():
     assert SHIPPED
+
+
+def test_a_config_is_found_with_its_task_as_well():
+    assert find_config("multiplication/quick") == find_config("quick")
+
+
+@pytest.mark.parametrize("text", ['task = "dance"', "task = 3"])
+def test_a_task_that_there_is_not(toml, text):
+    with pytest.raises(ConfigError, match="task must be one of multiplication; got"):
+        load_config(toml(text))
 
 
 def test_toml_round_trip(toml, tiny_config):
@@ -92,7 +101,7 @@ def test_values_of_each_kind(toml):
         ("[model]\nwidht = 3", "unknown key model.widht; did you mean model.width?"),
         ("[modell]\nwidth = 3", "unknown key modell; did you mean model?"),
         ("[train]\nxyzzy = 3", "unknown key train.xyzzy; known: seed, max_epochs"),
-        ("width = 3", "unknown key width; known: model, data"),
+        ("width = 3", "unknown key width; known: task, model, data"),
         # wrong type
         ('[model]\nwidth = "wide"', "model.width must be an integer, got 'wide'"),
         ("[model]\nwidth = true", "model.width must be an integer, got True"),
@@ -227,8 +236,9 @@ def test_overrides_that_contradict_each_other_are_all_named():
 
 
 def test_each_key_has_a_flag():
-    keys = config_keys()
-    assert set(keys) == {f"{s}.{k}" for s, values in config_to_dict(Config()).items() for k in values}
+    keys = config_keys(Config)
+    sections = {name: values for name, values in config_to_dict(Config()).items() if isinstance(values, dict)}
+    assert set(keys) == {f"{section}.{key}" for section, values in sections.items() for key in values}
     assert flag_of("model.memory_size") == "--model.memory-size"
 
 

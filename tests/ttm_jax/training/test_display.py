@@ -6,7 +6,13 @@ import sys
 import pytest
 from rich.console import Console
 
+from ttm_jax.multiplication.config import Config
+from ttm_jax.multiplication.task import MultiplicationTask
 from ttm_jax.training.display import LiveDisplay, PlainDisplay, make_display
+from ttm_jax.training.loop import Evaluated, Said, Started, Stepped, Trained
+from ttm_jax.training.task import Example
+
+TASK = MultiplicationTask(Config())
 
 TRAIN = {
     "step": 50,
@@ -25,21 +31,21 @@ EVAL = {
         "4x4": {"correct": 0, "total": 100},
     },
 }
-EXAMPLES = [("3 × 4", "12", "12"), ("12 × 7", "85", "84"), ("99 × 9", "no number", "891")]
+EXAMPLES = [Example("3 × 4", "12", "12"), Example("12 × 7", "85", "84"), Example("99 × 9", "no number", "891")]
 
 
 def tell(display):
     with display:
-        display.message("stage 1: operands from 0 to 19")
-        display.step(50, None)
-        display.train(TRAIN)
-        display.step(51, 1234.5)
-        display.train(TRAIN)
-        display.evaluation(EVAL, EXAMPLES)
+        display.show(Said("stage 1: operands from 0 to 19"))
+        display.show(Stepped(50, None))
+        display.show(Trained(TRAIN))
+        display.show(Stepped(51, 1234.5))
+        display.show(Trained(TRAIN))
+        display.show(Evaluated(EVAL, EXAMPLES))
 
 
 def test_plain_lines(capsys):
-    tell(PlainDisplay(total_steps=200, line_every_seconds=0.0))
+    tell(PlainDisplay(TASK, total_steps=200, line_every_seconds=0.0))
     message, first, second, evaluation, *examples = capsys.readouterr().out.splitlines()
     assert message == "stage 1: operands from 0 to 19"
     assert first == "step 50/200  loss 1.2500  rate 2.00e-03  training exact match %: 1x1 50, 2x1 25"
@@ -52,7 +58,7 @@ def test_plain_lines(capsys):
 
 
 def test_plain_lines_are_few(capsys):
-    tell(PlainDisplay(total_steps=200, line_every_seconds=1e9))
+    tell(PlainDisplay(TASK, total_steps=200, line_every_seconds=1e9))
     assert "step 50/200" not in capsys.readouterr().out
 
 
@@ -62,7 +68,7 @@ def screen():
 
 
 def live(screen):
-    return LiveDisplay(200, console=Console(file=screen, force_terminal=True, width=100, color_system=None))
+    return LiveDisplay(TASK, 200, console=Console(file=screen, force_terminal=True, width=100, color_system=None))
 
 
 def test_the_live_screen(screen):
@@ -91,8 +97,8 @@ def test_the_live_screen(screen):
 def test_the_live_screen_keeps_when_a_mark_was_first_met(screen):
     later = {**EVAL, "seconds": 4000.0, "exact_match": {"1x1": {"correct": 50, "total": 100}}}
     with live(screen) as display:
-        display.evaluation(EVAL, EXAMPLES)
-        display.evaluation(later, EXAMPLES)
+        display.show(Evaluated(EVAL, EXAMPLES))
+        display.show(Evaluated(later, EXAMPLES))
     assert "50.0 %" in screen.getvalue()
     assert screen.getvalue().rindex("> 95 % ✓ at 1:02:05") > screen.getvalue().rindex("1:06:40")
 
@@ -100,4 +106,4 @@ def test_the_live_screen_keeps_when_a_mark_was_first_met(screen):
 @pytest.mark.parametrize(("is_terminal", "kind"), [(True, LiveDisplay), (False, PlainDisplay)])
 def test_a_terminal_gets_the_live_screen(is_terminal, kind, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: is_terminal, raising=False)
-    assert type(make_display(200, 0)) is kind
+    assert type(make_display(TASK, Started(0, 200, ""))) is kind

@@ -10,13 +10,14 @@ import numpy as np
 import pytest
 
 from ttm_jax.multiplication.multiplier import Multiplier
+from ttm_jax.multiplication.objective import create_state
 from ttm_jax.multiplication.problems import MultiplicationDataset, held_out_pairs
 from ttm_jax.multiplication.scores import answer_pairs, score_answers
 from ttm_jax.multiplication.steps import training_arrays
-from ttm_jax.train import Trainer
-from ttm_jax.training.config import find_config, load_config, override
+from ttm_jax.tasks import load_config
+from ttm_jax.training.config import find_config, override
 from ttm_jax.training.run_folder import RunFolder
-from ttm_jax.training.step import create_state, train_step
+from ttm_jax.training.step import train_step
 
 SEEDS = range(3)
 ADVICE = (
@@ -52,15 +53,14 @@ def default_config():
 
 def learn(config, seed, steps):
     """The losses of so many training steps, and the share of held-out 2 x 1 that is right after them."""
-    # The seed is in no program: all seeds have the same, compiled once.
-    state = create_state(override(config, {"train.seed": str(seed)})).replace(config=config)
+    state = create_state(override(config, {"train.seed": str(seed)}))
     dataset = MultiplicationDataset(config.data.batch_size, stages=[(0, 99)], max_digits=config.data.max_digits)
     losses = []
     for step in range(steps):
         arrays = training_arrays(dataset.batch(seed, step), config.model, dataset.num_steps())
         state, metrics = train_step(state, arrays)
         losses.append(float(metrics["loss"]))
-    multiplier = Multiplier(state.model, {"params": state.params}, config, Path())
+    multiplier = Multiplier(state.objective.model, {"params": state.params}, config, Path())
     answers = answer_pairs(multiplier, held_out_pairs((2, 1), 91), dataset.num_steps())
     return losses, score_answers(*answers).accuracy
 
@@ -76,11 +76,11 @@ def test_a_small_machine_learns_as_it_did(default_config):
 
 
 @pytest.mark.slow  # three times half a minute on two cores
-def test_the_default_config_learns_as_it_did(default_config, tmp_path, display):
+def test_the_default_config_learns_as_it_did(default_config, tmp_path, train):
     accuracies, losses = [], []
     for seed in SEEDS:
         config = override(default_config, {**SHORT, "train.seed": str(seed)})
-        Trainer(config, tmp_path / str(seed)).run(display)
+        train(config, tmp_path / str(seed))
         records = list(RunFolder(tmp_path / str(seed)).records())
         losses.append([record["loss"] for record in records if record["kind"] == "train"])
         accuracies += [record["accuracy"] for record in records if record["kind"] == "eval"]

@@ -11,22 +11,32 @@ import pytest
 
 import ttm_jax
 from ttm_jax.measure.cost import machine_train_step
-from ttm_jax.train import Trainer, main
+from ttm_jax.multiplication.objective import create_state, loss_fn
+from ttm_jax.tasks import make_task
+from ttm_jax.train import main, start
 from ttm_jax.training.checkpoint import BEST, LATEST, find_checkpoint, load_state
 from ttm_jax.training.config import ConfigError, config_to_toml, override
+from ttm_jax.training.jax_engine import JaxEngine
+from ttm_jax.training.loop import Ended
 from ttm_jax.training.mesh import place
-from ttm_jax.training.step import create_state, loss_fn, train_step
+from ttm_jax.training.plan import StepPlan
+from ttm_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("signal_handlers")
 
 
 @pytest.fixture(scope="module")
 def train_on():
-    """`train_on(number, config, workdir, resume, stop_at)` trains on so many devices; the display."""
+    """`train_on(number, display, config, workdir, resume, stop_at)` trains on so many devices; how it ended."""
 
     def run(number, display, config, workdir, resume=False, stop_at=None):
-        trainer = Trainer(config, workdir, resume, lambda: trainer.progress.step == stop_at, num_devices=number)
-        return trainer.run(display)
+        def stop():
+            return stop_at in display.steps[-1:]
+
+        for event in start(config, make_task(config), workdir, resume, stop, num_devices=number):
+            display.show(event)
+        assert isinstance(event, Ended)
+        return event.how
 
     return run
 
@@ -43,7 +53,7 @@ def test_a_divided_step_is_the_whole_step(exact_config, batch, micro_batches):
         placement = place(8, num_devices=2)
         state, divided = placement.replicate(create_state(exact_config)), placement.divide(batch)
         assert [shard.data.shape[0] for shard in divided["inputs"].addressable_shards] == [4, 4]
-        state, metrics = train_step(state, divided, micro_batches=micro_batches, mesh=placement.mesh)
+        state, metrics = train_step(state, divided, micro_batches=micro_batches, mesh=placement.step_mesh)
         assert len(state.step.devices()) == 2
         compare(metrics, expected, 1e-12)
         compare((state.params, state.opt_state), (whole.params, whole.opt_state), 1e-12)
@@ -55,10 +65,10 @@ def test_each_device_drops_other_units(tiny_config, batch):
     twice = {name: np.concatenate([array, array]) for name, array in half.items()}
     placement = place(8, num_devices=2)
     state, divided = placement.replicate(create_state(tiny_config)), placement.divide(twice)
-    _, metrics = train_step(state, divided, mesh=placement.mesh)
+    _, metrics = train_step(state, divided, mesh=placement.step_mesh)
     fresh = create_state(tiny_config)
     key = jax.random.fold_in(fresh.key, 0)
-    loss = jax.jit(lambda i: loss_fn(fresh.params, fresh.model, half, jax.random.fold_in(key, i))[0])
+    loss = jax.jit(lambda i: loss_fn(fresh.params, fresh.objective.model, half, jax.random.fold_in(key, i))[0].mean)
     of_one, of_other = loss(0), loss(1)
     assert of_one != of_other
     assert float(metrics["loss"]) == pytest.approx(float(of_one + of_other) / 2, rel=1e-5)
@@ -72,7 +82,7 @@ def test_a_divided_step_of_a_machine_is_the_whole_step(normal):
     state = variables, optimizer.init(variables)
     whole = jax.jit(machine_train_step(machine, optimizer))(state, tokens_BxTxNxD)
     placement = place(4, num_devices=2)
-    divided = jax.jit(machine_train_step(machine, optimizer, placement.mesh))(
+    divided = jax.jit(machine_train_step(machine, optimizer, placement.step_mesh))(
         placement.replicate(state), placement.divide(tokens_BxTxNxD)
     )
     compare(divided, whole, 1e-5)
@@ -82,12 +92,9 @@ class TestPlace:
     def test_the_processor_is_divided_where_each_device_has_eight_examples(self):
         assert [len(place(size).devices) for size in (1, 8, 15, 16, 17, 64)] == [1, 1, 1, 2, 1, 2]
         assert [place(size).micro_batches for size in (15, 16, 48, 64, 96)] == [1, 1, 3, 4, 6]
-        assert place(64).mesh.devices.tolist() == jax.devices()[:2]
-        assert place(15).mesh is None
-
-    def test_a_share_is_taken_in_no_fewer_parts_than_asked_for(self):
-        placement = place(48, num_devices=2)
-        assert [placement.at_least(number) for number in (1, 3, 4, 5, 7, 13, 48)] == [3, 3, 4, 6, 8, 24, 24]
+        assert place(64).mesh.devices.tolist() == [[device] for device in jax.devices()[:2]]
+        assert dict(place(15).mesh.shape) == {"data": 1, "model": 1}
+        assert place(15).step_mesh is None
 
     def test_as_many_as_asked_for(self):
         assert len(place(64, num_devices=1).devices) == 1
@@ -115,7 +122,7 @@ def test_a_run_on_two_devices_is_that_on_one(exact_config, tmp_path, run_display
         train_on(2, run_display(), exact_config, tmp_path / "2 then 1", stop_at=13)
         assert train_on(1, run_display(), exact_config, tmp_path / "2 then 1", resume=True) == "finished"
         for name in ("1", "2", "2 then 1"):
-            state = load_state(find_checkpoint(tmp_path / name, (LATEST,)), exact_config)
+            state = load_state(find_checkpoint(tmp_path / name, (LATEST,)), create_state(exact_config))
             ends[name] = state.params, state.opt_state
         assert len(jax.tree.leaves(ends["2"])[0].devices()) == 1
         compare(ends["2"], ends["1"], 1e-9)
@@ -134,7 +141,8 @@ def test_two_devices_resume_to_the_bit(tiny_config, tmp_path, run_display, train
     train_on(2, run_display(), tiny_config, tmp_path / "halves", stop_at=13)
     train_on(2, run_display(), tiny_config, tmp_path / "halves", resume=True)
     whole, halves = (
-        load_state(find_checkpoint(tmp_path / name, (LATEST,)), tiny_config).params for name in ("whole", "halves")
+        load_state(find_checkpoint(tmp_path / name, (LATEST,)), create_state(tiny_config)).params
+        for name in ("whole", "halves")
     )
     assert [np.asarray(x).tobytes() for x in jax.tree.leaves(whole)] == [
         np.asarray(x).tobytes() for x in jax.tree.leaves(halves)
@@ -142,23 +150,33 @@ def test_two_devices_resume_to_the_bit(tiny_config, tmp_path, run_display, train
 
 
 def test_nothing_moves_between_devices_that_was_not_asked_to(tiny_config, tmp_path, display):
-    trainer = Trainer(tiny_config, tmp_path, num_devices=2)
+    events = start(tiny_config, make_task(tiny_config), tmp_path, num_devices=2)
+    display.show(next(events))
     with jax.transfer_guard("disallow"):
-        assert trainer.run(display) == "finished"
+        assert [event.how for event in events if isinstance(event, Ended)] == ["finished"]
 
 
-def test_less_memory_on_each_device(tiny_config, tmp_path, display, monkeypatch):
+@pytest.fixture
+def memory(monkeypatch):
+    """`memory(fits)`: only steps whose plan `fits` accepts have memory."""
+
+    def limit(fits):
+        def step(engine, state, arrays, plan):
+            if not fits(plan):
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: injected")
+            return take_step(engine, state, arrays, plan)
+
+        monkeypatch.setattr(JaxEngine, "step", step)
+
+    take_step = JaxEngine.step
+    return limit
+
+
+def test_less_memory_on_each_device(tiny_config, tmp_path, display, memory, train_on):
     """Shares of a batch are halved where memory runs out, as far as they go, and it is said so."""
-    trainer = Trainer(tiny_config, tmp_path, num_devices=2, stop_requested=lambda: trainer.progress.step == 2)
-
-    def step(state, batch, micro_batches, remat, mesh):
-        if remat is None:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: injected")
-        return train_step(state, batch, micro_batches=micro_batches, remat=remat, mesh=mesh)
-
-    monkeypatch.setattr(ttm_jax.train, "train_step", step)
-    trainer.run(display)
-    where = "out of memory at step 0: going on with"
+    memory(lambda plan: plan.remat is not None)
+    train_on(2, display, tiny_config, tmp_path, stop_at=2)
+    where = "out of memory at step 0: going on from step 0 with"
     assert display.messages == [
         f"{where} 2 micro-batches of 2 on each of 2 devices",
         f"{where} 4 micro-batches of 1 on each of 2 devices",
@@ -166,24 +184,19 @@ def test_less_memory_on_each_device(tiny_config, tmp_path, display, monkeypatch)
     ]
 
 
-def test_a_run_that_fell_back_goes_on_with_another_number(tiny_config, tmp_path, run_display, train_on, monkeypatch):
-    """Micro-batches that divided the batch of one device divide the share of another as near as can be."""
+def test_a_run_that_fell_back_goes_on_with_another_number(tiny_config, tmp_path, run_display, train_on, memory):
+    """With the same plan where the other number has it, else with its first."""
     config = override(tiny_config, {"data.batch_size": "32", "train.max_epochs": "1"})
-    first, asked = run_display(), []
-
-    def step(state, batch, micro_batches, remat, mesh):
-        asked.append(micro_batches)
-        if micro_batches < 32:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: injected")
-        return train_step(state, batch, micro_batches=micro_batches, remat=remat, mesh=mesh)
-
-    monkeypatch.setattr(ttm_jax.train, "train_step", step)
+    first, again, last = run_display(), run_display(), run_display()
+    memory(lambda plan: plan.micro_batches == 16)
     assert train_on(1, first, config, tmp_path, stop_at=2) == "interrupted"
-    assert asked == [1, 2, 4, 8, 16, 32, 32]
-    monkeypatch.undo()
-    again = run_display()
-    assert train_on(2, again, config, tmp_path, resume=True) == "finished"
-    assert again.messages[0] == ("memory ran out before: going on with 16 micro-batches of 1 on each of 2 devices")
+    assert train_on(2, again, config, tmp_path, resume=True, stop_at=3) == "interrupted"
+    assert again.messages == ["memory ran out before: going on with 16 micro-batches of 1 on each of 2 devices"]
+    memory(lambda plan: plan == StepPlan(32))
+    assert train_on(1, last, config, tmp_path, resume=True, stop_at=4) == "interrupted"
+    memory(lambda plan: plan == StepPlan(2))
+    assert train_on(2, last, config, tmp_path, resume=True) == "finished"
+    assert last.messages[-1].endswith("going on from step 3 with 32 micro-batches of 1")
 
 
 def run_command(environment, config_file, workdir, *flags):

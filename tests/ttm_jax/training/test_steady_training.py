@@ -4,10 +4,13 @@ import jax
 import numpy as np
 import pytest
 
+from ttm_jax.multiplication.objective import create_state
 from ttm_jax.multiplication.problems import MultiplicationDataset
-from ttm_jax.train import Trainer
+from ttm_jax.tasks import make_task
+from ttm_jax.train import start
 from ttm_jax.training.config import override
-from ttm_jax.training.step import create_state, train_step
+from ttm_jax.training.loop import Stepped
+from ttm_jax.training.step import train_step
 
 TRACED, COMPILED = "/jax/core/compile/jaxpr_trace_duration", "/jax/core/compile/backend_compile_duration"
 
@@ -28,7 +31,7 @@ def events():
 
 def test_a_step_is_compiled_once_over_changing_data(tiny_config, events):
     """Other problems, lengths and mixtures: the shapes are the stage's alone."""
-    config = override(tiny_config, {"train.seed": "11"})  # of which no other test has compiled anything
+    config = override(tiny_config, {"model.mlp_dim": "18"})  # of which no other test has compiled anything
     dataset = MultiplicationDataset(8, stages=((0, 99),), max_digits=(2, 2))
     state = create_state(config)
     events.clear()
@@ -44,44 +47,49 @@ def test_a_step_is_compiled_once_over_changing_data(tiny_config, events):
 
 def test_a_divided_step_is_compiled_once_a_stage(tiny_config, events, tmp_path, display):
     """With several devices and several micro-batches on each, and not again for a run that goes on."""
-    config = override(tiny_config, {"train.seed": "21", "data.batch_size": "32"})
+    config = override(tiny_config, {"model.mlp_dim": "22", "data.batch_size": "32"})
     for resume, stop_at, number in ((False, 23, 2), (True, 26, 0)):
-        trainer = Trainer(config, tmp_path, resume, lambda: display.steps[-1] == stop_at, num_devices=2)  # noqa: B023
+        task = make_task(config)
+        stop = lambda: display.steps[-1] == stop_at  # noqa: B023, E731
+        run = start(config, task, tmp_path, resume, stop, num_devices=2)
+        next(run)
         events.clear()
-        assert trainer.run(display) == "interrupted"
+        for event in run:
+            display.show(event)
+        assert event.how == "interrupted"
         assert events.count((COMPILED, "train_step")) == number
 
 
 @pytest.mark.slow
 def test_the_loop_compiles_at_a_new_stage_and_at_its_first_evaluation_only(tiny_config, events, tmp_path, display):
     """A new stage has longer answers: it costs a compilation of the step and one of the evaluation."""
-    config = override(tiny_config, {"train.seed": "12", "model.mlp_dim": "24"})
-    compiled, show = [], display.step
-
-    def step(number, rate):
-        compiled.extend((number, name) for event, name in events if event == COMPILED)
-        events.clear()
-        show(number, rate)
-
-    display.step = step
-    trainer = Trainer(config, tmp_path)
+    config = override(tiny_config, {"model.mlp_dim": "24"})
+    compiled, run = [], start(config, make_task(config), tmp_path)
+    next(run)
     events.clear()
-    trainer.run(display)
+    for event in run:
+        display.show(event)
+        if isinstance(event, Stepped):
+            compiled.extend((event.step, name) for event_name, name in events if event_name == COMPILED)
+            events.clear()
     assert display.steps == list(range(1, 41))
     assert compiled == [
         (1, "train_step"),
-        (11, "_predict"),
+        (11, "predict_step"),
         (21, "train_step"),
-        (31, "_predict"),
+        (31, "predict_step"),
     ]
 
 
 def test_nothing_moves_that_was_not_asked_to(tiny_config, tmp_path, display, without_seconds, tiny_run):
     """Forty steps, four evaluations, a new stage and the checkpoints of a run, to the bit as without the guard."""
-    trainer = Trainer(tiny_config, tmp_path)
+    run = start(tiny_config, make_task(tiny_config), tmp_path)
+    next(run)
     with jax.transfer_guard("disallow"):
         with pytest.raises(jax.errors.JaxRuntimeError, match="Disallowed host-to-device transfer"):
             jax.jit(lambda x: x + 1)(np.ones(3))
-        assert trainer.run(display) == "finished"
+        for event in run:
+            display.show(event)
+    assert event.how == "finished"
     expected = tiny_run.display.records
     assert [without_seconds(record) for record in display.records] == [without_seconds(record) for record in expected]

@@ -4,14 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from ttm_jax.multiplication.losses import compute_carry_loss, compute_sum_loss, compute_total_loss
-from ttm_jax.multiplication.metrics import position_accuracy, sequence_accuracy
+from ttm_jax.multiplication.losses import compute_total_loss, sum_carry_loss, sum_column_loss
+from ttm_jax.multiplication.metrics import create_target_mask, position_accuracy, sequence_accuracy
 from ttm_jax.multiplication.model import select_answers
+from ttm_jax.multiplication.objective import create_state, eval_step
 from ttm_jax.multiplication.problems import MultiplicationDataset, operand_lengths
 from ttm_jax.multiplication.steps import training_arrays
 from ttm_jax.multiplication.vocab import EOS_TOKEN, PAD_TOKEN
 from ttm_jax.training.config import override
-from ttm_jax.training.step import create_state, eval_step, train_step
+from ttm_jax.training.step import train_step
 
 
 @pytest.fixture(scope="module")
@@ -87,24 +88,27 @@ def test_metrics_are_of_the_step(tiny_config, batch):
 
 def test_an_evaluation(tiny_config, batch):
     state = create_state(tiny_config)
-    result = eval_step(state.model, state.params, batch)
+    result = eval_step(state.objective.model, state.params, batch)
     assert set(result) == {"predictions", "probabilities", "loss", "position_accuracy", "sequence_accuracy"}
     predictions = np.asarray(result["predictions"])
     assert predictions.shape == result["probabilities"].shape == (8, 3)
     assert ((result["probabilities"] > 1 / 13) & (result["probabilities"] <= 1)).all()
     assert result["position_accuracy"] == pytest.approx(position_accuracy(predictions, batch["targets"]))
     assert result["sequence_accuracy"] == pytest.approx(sequence_accuracy(predictions, batch["targets"]))
-    assert bits(result) == bits(eval_step(state.model, state.params, batch))  # no dropout
+    assert bits(result) == bits(eval_step(state.objective.model, state.params, batch))  # no dropout
 
 
 def test_the_loss_is_of_answer_and_carries(tiny_config, batch):
     state = create_state(tiny_config)
-    apply = jax.jit(lambda p: state.model.apply({"params": p}, batch["inputs"], num_steps=3, method="heads"))
+    apply = jax.jit(lambda p: state.objective.model.apply({"params": p}, batch["inputs"], num_steps=3, method="heads"))
     logits, carry_logits = apply(state.params)
     targets = jax.numpy.asarray(batch["targets"])
     answer = compute_total_loss(logits, targets)
-    carries = compute_carry_loss(carry_logits, jax.numpy.asarray(batch["carries"]), targets)
-    assert eval_step(state.model, state.params, batch)["loss"] == pytest.approx(float(answer + 0.5 * carries), rel=1e-5)
+    carries = sum_carry_loss(carry_logits, jax.numpy.asarray(batch["carries"]), targets)
+    carries /= create_target_mask(targets).sum()
+    assert eval_step(state.objective.model, state.params, batch)["loss"] == pytest.approx(
+        float(answer + 0.5 * carries), rel=1e-5
+    )
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +122,14 @@ def products(tiny_config):
 def test_the_loss_is_of_answer_and_running_sums(products):
     config, batch = products
     state = create_state(config)
-    apply = jax.jit(lambda p: state.model.apply({"params": p}, batch["inputs"], num_steps=5, method="heads"))
+    apply = jax.jit(lambda p: state.objective.model.apply({"params": p}, batch["inputs"], num_steps=5, method="heads"))
     logits, carry_logits = apply(state.params)
     assert logits.shape[1] == batch["sums"].shape[1] == 6
     targets = jax.numpy.asarray(batch["targets"])
     answer = compute_total_loss(select_answers(config.model, batch["inputs"], logits, 5), targets)
-    sums = compute_sum_loss(logits, carry_logits, jax.numpy.asarray(batch["sums"]), targets)
-    result = eval_step(state.model, state.params, batch)
+    sums = sum_column_loss(logits, carry_logits, jax.numpy.asarray(batch["sums"]))
+    sums /= create_target_mask(targets).sum()
+    result = eval_step(state.objective.model, state.params, batch)
     assert result["loss"] == pytest.approx(float(answer + 0.5 * sums), rel=1e-5)
     assert result["predictions"].shape == (8, 5)
 
@@ -134,7 +139,7 @@ def test_running_sums_are_not_trained_on_carries(products):
     state = create_state(config)
     without = {**batch, "carries": batch["sums"]}
     del without["sums"]
-    assert np.isfinite(eval_step(state.model, state.params, without)["loss"])
+    assert np.isfinite(eval_step(state.objective.model, state.params, without)["loss"])
     with pytest.raises(ValueError, match='trained on batches with "sums"'):
         train_step(state, without)
 
@@ -142,7 +147,9 @@ def test_running_sums_are_not_trained_on_carries(products):
 def test_products_without_a_carry_head_are_trained_on_the_answer_alone(products):
     config, batch = products
     state = create_state(override(config, {"model.carry_head": "false", "model.dropout_rate": "0.0"}))
-    logits = jax.jit(lambda p: state.model.apply({"params": p}, batch["inputs"], True, num_steps=5))(state.params)
+    logits = jax.jit(lambda p: state.objective.model.apply({"params": p}, batch["inputs"], True, num_steps=5))(
+        state.params
+    )
     answer = compute_total_loss(logits, jax.numpy.asarray(batch["targets"]))
     assert train_step(state, batch)[1]["loss"] == pytest.approx(float(answer), rel=1e-5)
 
@@ -152,7 +159,7 @@ def test_problems_that_do_not_fit_have_no_loss(products):
     config, batch = products
     state = create_state(config)
     too_few = {"inputs": batch["inputs"], "targets": batch["targets"][:, :4]}
-    result = eval_step(state.model, state.params, too_few)
+    result = eval_step(state.objective.model, state.params, too_few)
     assert np.isnan(result["loss"])
     unanswered = np.add(*operand_lengths(batch["inputs"])) == 4
     assert unanswered.any()
@@ -164,7 +171,7 @@ def test_an_evaluation_masks_what_follows_eos(tiny_config, batch):
     state = create_state(tiny_config)
     params = jax.tree.map(np.array, state.params)
     params["head"]["eos_head"]["bias"] += 12.0
-    result = eval_step(state.model, params, batch)
+    result = eval_step(state.objective.model, params, batch)
     assert (np.asarray(result["predictions"]) == EOS_TOKEN).all()
     assert (np.asarray(result["probabilities"])[:, 1:] == 1.0).all()
     assert (np.asarray(result["probabilities"])[:, 0] < 1.0).all()
@@ -173,7 +180,7 @@ def test_an_evaluation_masks_what_follows_eos(tiny_config, batch):
 def test_a_carry_head_is_evaluated_without_carries_and_not_trained_without(tiny_config, batch):
     without = {name: array for name, array in batch.items() if name != "carries"}
     state = create_state(tiny_config)
-    assert state.config.model.carry_head
-    assert np.isfinite(eval_step(state.model, state.params, without)["loss"])
+    assert state.objective.config.carry_head
+    assert np.isfinite(eval_step(state.objective.model, state.params, without)["loss"])
     with pytest.raises(ValueError, match='trained on batches with "carries"'):
         train_step(state, without)

@@ -15,11 +15,24 @@ import numpy as np
 import pytest
 
 import ttm_jax
-import ttm_jax.train
 from ttm_jax.cli import this_python
-from ttm_jax.train import NonFiniteLoss, Trainer, main, make_parser, resolve
-from ttm_jax.training.checkpoint import BEST, LATEST, CheckpointError, find_checkpoint, load_meta, saved_steps
-from ttm_jax.training.config import ConfigError, config_to_toml, load_config, override
+from ttm_jax.multiplication.objective import create_state
+from ttm_jax.tasks import load_config
+from ttm_jax.train import main, make_parser
+from ttm_jax.training import command as command_module
+from ttm_jax.training.checkpoint import (
+    BEST,
+    LATEST,
+    CheckpointError,
+    find_checkpoint,
+    load_meta,
+    load_state,
+    saved_steps,
+)
+from ttm_jax.training.command import resolve
+from ttm_jax.training.config import ConfigError, config_to_toml, override
+from ttm_jax.training.jax_engine import JaxEngine
+from ttm_jax.training.loop import NonFiniteLoss, Stepped
 from ttm_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("signal_handlers")
@@ -65,7 +78,7 @@ class TestResume:
 
     def test_nothing_is_compiled_again(self, tiny_config, tmp_path, train):
         """Two stages with answers of two lengths: two compilations, and none for a resumed run."""
-        config = override(tiny_config, {"train.seed": "8"})  # of which no other test has compiled anything
+        config = override(tiny_config, {"model.mlp_dim": "20"})  # of which no other test has compiled anything
         before = train_step._cache_size()
         train(config, tmp_path, stop_at=13)
         assert train_step._cache_size() == before + 1
@@ -75,11 +88,13 @@ class TestResume:
 
     def test_seconds_go_on(self, tiny_config, tmp_path, train, display):
         train(tiny_config, tmp_path, stop_at=10)
-        trainer = Trainer(tiny_config, tmp_path, resume=True)
-        saved = load_meta(find_checkpoint(tmp_path, (LATEST,)))[1]["progress"]["seconds"]
-        assert trainer.progress.seconds == saved > 0
-        trainer.progress.seconds = 1e6
-        trainer.run(display)
+        checkpoint = find_checkpoint(tmp_path, (LATEST,))
+        (checkpoint / "checksums.json").unlink()
+        meta = json.loads((checkpoint / "meta" / "metadata").read_text())
+        assert meta["progress"]["seconds"] > 0
+        meta["progress"]["seconds"] = 1e6
+        (checkpoint / "meta" / "metadata").write_text(json.dumps(meta))
+        train(tiny_config, tmp_path, resume=True, display=display)
         assert min(record["seconds"] for record, _ in display.evaluations) > 1e6
 
 
@@ -121,11 +136,12 @@ def test_a_signal_saves_and_says_how_to_go_on(number, tiny_config, tmp_path, env
 
     go_on = shlex.split(next(line for line in out.splitlines() if line.startswith("go on:"))[6:])
     assert go_on == [this_python(), "-m", "ttm_jax.train", "--workdir", str(run), "--resume"]
-    config, workdir = resolve(make_parser().parse_args(go_on[3:]))
+    config, workdir = resolve(make_parser(go_on[3:]).parse_args(go_on[3:]))
     assert (config, workdir) == (load_config(config_file), run)
     step = saved_steps(run, LATEST)[-1]
-    trainer = Trainer(config, workdir, resume=True)
-    assert trainer.progress.step == trainer.state.step == step >= 10
+    checkpoint = find_checkpoint(run, (LATEST,))
+    progress = load_meta(checkpoint)[1]["progress"]
+    assert progress["step"] == load_state(checkpoint, create_state(config)).step == step >= 10
     assert ttm_jax.load(run).multiply([2], [3])
 
 
@@ -196,19 +212,18 @@ def scripted(monkeypatch):
     def script(*accuracies):
         remaining = iter(accuracies)
 
-        def step(state, batch, **options):
+        def step(engine, state, arrays, plan):
             metrics = {"loss": 1.0, "grad_norm": 1.0, "learning_rate": 0.1, "exact_match": np.zeros(8, bool)}
             return state.replace(step=state.step + 1), metrics
 
-        def answer_pairs(multiplier, pairs, num_steps, batch_size):
-            targets = ttm_jax.multiplication.problems.encode_answers(pairs.prod(axis=1))[:, :num_steps]
-            predictions = targets.copy()
-            wrong = predictions.reshape(-1, 16, num_steps)[:, : round(16 * (1 - next(remaining)))]
+        def predict(engine, state, arrays, batch_size):
+            predictions = arrays["targets"].copy()
+            wrong = predictions.reshape(-1, 16, predictions.shape[1])[:, : round(16 * (1 - next(remaining)))]
             wrong[..., 0] = (wrong[..., 0] + 1) % 10
-            return predictions, targets
+            return {"predictions": predictions}
 
-        monkeypatch.setattr(ttm_jax.train, "train_step", step)
-        monkeypatch.setattr(ttm_jax.train, "answer_pairs", answer_pairs)
+        monkeypatch.setattr(JaxEngine, "step", step)
+        monkeypatch.setattr(JaxEngine, "predict", predict)
 
     return script
 
@@ -265,12 +280,12 @@ class TestNonFiniteLoss:
     def test_the_command_names_step_seed_and_checkpoint(self, run, monkeypatch, command):
         """Parameters that overflowed: the loss of the next step is really not a number."""
 
-        def overflowed(path, config):
-            state = load_state(path, config)
+        def overflowed(engine, checkpoint, plan):
+            state = load(engine, checkpoint, plan)
             return state.replace(params=jax.tree.map(lambda x: x + np.inf, state.params))
 
-        load_state = ttm_jax.train.load_state
-        monkeypatch.setattr(ttm_jax.train, "load_state", overflowed)
+        load = JaxEngine.load
+        monkeypatch.setattr(JaxEngine, "load", overflowed)
         before = checksums(run)
         code, _, err = command("--workdir", run, "--resume")
         assert code == 1
@@ -285,23 +300,25 @@ class TestNonFiniteLoss:
     def test_nothing_is_saved_whichever_step_it_is(self, run, bad, name, tiny_config, monkeypatch, train):
         """The first after a resume, one within a window, and the last before an evaluation."""
 
-        def step(state, batch, **options):
+        def step(engine, state, arrays, plan):
             number = int(state.step)
-            state, metrics = train_step(state, batch, **options)
+            state, metrics = take_step(engine, state, arrays, plan)
             return state, {**metrics, name: np.inf} if number == bad else metrics
 
-        monkeypatch.setattr(ttm_jax.train, "train_step", step)
+        take_step = JaxEngine.step
+        monkeypatch.setattr(JaxEngine, "step", step)
         before = {kind: checksums(run / kind) for kind in (LATEST, BEST)}
         with pytest.raises(NonFiniteLoss, match=rf"at step {bad} \(batch: seed 7, step {bad}\).*/checkpoints/10$"):
             train(tiny_config, run, resume=True)
         assert {kind: checksums(run / kind) for kind in (LATEST, BEST)} == before
 
     def test_before_the_first_checkpoint(self, tiny_config, tmp_path, monkeypatch, train):
-        def step(state, batch, **options):
-            state, metrics = train_step(state, batch, **options)
+        def step(engine, state, arrays, plan):
+            state, metrics = take_step(engine, state, arrays, plan)
             return state, {**metrics, "loss": np.nan}
 
-        monkeypatch.setattr(ttm_jax.train, "train_step", step)
+        take_step = JaxEngine.step
+        monkeypatch.setattr(JaxEngine, "step", step)
         with pytest.raises(NonFiniteLoss, match="at step 0 .* no checkpoint had been written yet"):
             train(tiny_config, tmp_path)
 
@@ -328,13 +345,13 @@ class TestCommand:
         assert snapshot(tmp_path / "run", tiny_config) == snapshot(tiny_run.path, tiny_config)
 
     def test_a_second_interrupt_stops_at_once(self, config_file, tmp_path, command, monkeypatch, display):
-        def interrupt_twice(step, rate):
-            if step == 13:
+        def interrupt_twice(event):
+            if isinstance(event, Stepped) and event.step == 13:
                 signal.raise_signal(signal.SIGINT)
                 signal.raise_signal(signal.SIGINT)
 
-        display.step = interrupt_twice
-        monkeypatch.setattr(ttm_jax.training.command, "make_display", lambda total, start: display)
+        display.show = interrupt_twice
+        monkeypatch.setattr(command_module, "make_display", lambda task, started: display)
         code, _, err = command("--config", config_file, "--workdir", tmp_path / "run")
         assert code == 130
         assert "stopped at once; --resume goes on from the latest checkpoint" in err.splitlines()[-1]
@@ -352,6 +369,12 @@ class TestCommand:
         assert workdir == Path("runs/tiny")
         assert config.train.seed == 3
         assert resolve(parser.parse_args([]))[1].parent == Path("runs")
+        assert resolve(parser.parse_args(["--config", "multiplication/quick"]))[1] == Path("runs/multiplication-quick")
+
+    def test_help_has_the_values_of_the_config_that_is_named(self, config_file, command):
+        code, out, _ = command("--config", config_file, "--help")
+        assert code == 0
+        assert re.search(r"--model.width VALUE\s+an integer \(16\)", out)
 
     def test_a_run_is_not_overwritten(self, tiny_run, config_file, command):
         before = checksums(tiny_run.path)
@@ -421,9 +444,9 @@ class TestCommand:
         assert err.count("\n") == 1
 
 
-def test_a_folder_with_neither_config_nor_checkpoint_is_not_gone_on_from(tiny_config, tmp_path):
+def test_a_folder_with_neither_config_nor_checkpoint_is_not_gone_on_from(tiny_config, tmp_path, train):
     with pytest.raises(CheckpointError, match="nor a run folder with one"):
-        Trainer(tiny_config, tmp_path, resume=True)
+        train(tiny_config, tmp_path, resume=True)
     (tmp_path / LATEST).mkdir()
     with pytest.raises(ConfigError, match="has a run already"):
-        Trainer(tiny_config, tmp_path)
+        train(tiny_config, tmp_path)

@@ -7,7 +7,7 @@ import torch
 
 import ttm_torch
 from ttm_torch import SimpleTokenTuringMachine, TokenTuringMachine, TTMModel, measure_flops, measure_memory
-from ttm_torch.training.step import loss_fn
+from ttm_torch.multiplication.objective import loss_fn
 
 SMALL = dict(width=16, num_tokens=5, memory_size=7, process_size=3, num_layers=2, mlp_dim=11, num_heads=2)
 

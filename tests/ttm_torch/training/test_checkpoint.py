@@ -13,6 +13,7 @@ import torch
 import ttm_torch
 from ttm_jax.training.config import config_to_dict, override
 from ttm_torch.evaluate import main
+from ttm_torch.multiplication.objective import create_model, create_state
 from ttm_torch.training.checkpoint import (
     BEST,
     LATEST,
@@ -24,7 +25,6 @@ from ttm_torch.training.checkpoint import (
     load_state,
     saved_steps,
 )
-from ttm_torch.training.step import create_state
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_state_comes_back_to_the_bit(state, save, tiny_config, bits):
     config = override(tiny_config, {"optimizer.name": "muon"})
     path = save(state, progress={"loss": 0.1 + 0.2})
     assert path.name == "3"
-    loaded = load_state(path, config)
+    loaded = load_state(path, create_state(config))
     assert loaded.step == 3
     for part, got in zip(
         (state.model, state.optimizer, state.scheduler),
@@ -66,7 +66,7 @@ def test_a_state_comes_back_to_the_bit(state, save, tiny_config, bits):
         strict=True,
     ):
         assert bits(dict(got.state_dict())) == bits(dict(part.state_dict()))
-    assert bits(dict(load_model(path, config).state_dict())) == bits(dict(state.model.state_dict()))
+    assert bits(dict(load_model(path, create_model(config)).state_dict())) == bits(dict(state.model.state_dict()))
     assert load_meta(path)[0] == tiny_config
     assert load_meta(path)[1]["progress"] == {"loss": 0.1 + 0.2}
 
@@ -113,13 +113,13 @@ def test_code_in_a_checkpoint_is_not_run(write, checkpoint, tiny_config, tmp_pat
     (checkpoint / "checksums.json").unlink()
     write({"optimizer": Bomb(tmp_path / "ran")}, checkpoint / "training" / "optimizer.pt")
     with pytest.raises(CheckpointError, match="training/ is damaged"):
-        load_state(checkpoint, tiny_config)
+        load_state(checkpoint, create_state(tiny_config))
     assert not (tmp_path / "ran").exists()
 
 
 def load_all(path, config):
     load_meta(path)
-    load_state(path, config)
+    load_state(path, create_state(config))
 
 
 @pytest.mark.parametrize("name", ["params/model.safetensors", "training/optimizer.pt", "meta/metadata"])
@@ -143,19 +143,19 @@ def test_a_missing_file_is_one_error(name, checkpoint, tiny_config):
 
 def test_another_model_is_named_by_a_parameter(checkpoint, tiny_config):
     with pytest.raises(CheckpointError, match=r"params/ is of another model: carry_head.weight is float32\[45, 16\], "):
-        load_model(checkpoint, override(tiny_config, {"model.width": "32"}))
+        load_model(checkpoint, create_model(override(tiny_config, {"model.width": "32"})))
     with pytest.raises(CheckpointError, match=r"carry_head.bias is float32\[45\], nothing wanted$"):
-        load_model(checkpoint, override(tiny_config, {"model.carry_head": "false"}))
+        load_model(checkpoint, create_model(override(tiny_config, {"model.carry_head": "false"})))
 
 
 def test_the_optimiser_state_of_another_optimiser_is_refused(checkpoint, tiny_config):
     with pytest.raises(CheckpointError, match="training/ is damaged, or of another optimiser"):
-        load_state(checkpoint, override(tiny_config, {"optimizer.name": "muon"}))
+        load_state(checkpoint, create_state(override(tiny_config, {"optimizer.name": "muon"})))
 
 
 def test_the_best_checkpoint_is_not_gone_on_from(tiny_run, tiny_config):
     with pytest.raises(CheckpointError, match="has no training/ to go on from$"):
-        load_state(find_checkpoint(tiny_run.path, (BEST,)), tiny_config)
+        load_state(find_checkpoint(tiny_run.path, (BEST,)), create_state(tiny_config))
 
 
 def test_a_checkpoint_of_jax_is_told_apart(checkpoint):

@@ -4,11 +4,12 @@ import pytest
 import torch
 
 import ttm_torch
+from ttm_jax.tasks import make_task
 from ttm_jax.training.config import override
-from ttm_torch.train import Trainer
+from ttm_torch.multiplication.objective import create_state
+from ttm_torch.train import start
 from ttm_torch.training.checkpoint import LATEST, find_checkpoint, load_state
 from ttm_torch.training.run_folder import device_name
-from ttm_torch.training.step import create_state
 
 pytestmark = [
     pytest.mark.gpu,
@@ -30,14 +31,14 @@ def test_the_first_training_steps(name, tiny_config):
 
 def test_a_run_stops_goes_on_and_is_used_on_the_cpu(tiny_config, tmp_path, display):
     config = override(tiny_config, {"model.dtype": "bfloat16", "optimizer.name": "muon"})
-    first = Trainer(config, tmp_path, stop_requested=lambda: first.progress.step >= 13)
-    assert first.describe_model().endswith(f"parameters on {device_name(torch.device('cuda'))}")
-    assert first.run(display) == "interrupted"
-    again = Trainer(config, tmp_path, resume=True, device="cuda")
-    assert {parameter.device.type for parameter in again.state.model.parameters()} == {"cuda"}
-    assert again.run(display) == "finished"
+    first = start(config, make_task(config), tmp_path, stop=lambda: display.steps[-1] >= 13)
+    assert next(first).model.endswith(f"parameters on {device_name(torch.device('cuda'))}")
+    for run, end in ((first, "interrupted"), (start(config, make_task(config), tmp_path, True), "finished")):
+        for event in run:
+            display.show(event)
+        assert event.how == end
     assert display.records[-1]["loss"] < display.records[0]["loss"]
-    assert load_state(find_checkpoint(tmp_path, (LATEST,)), config).step == 40
+    assert load_state(find_checkpoint(tmp_path, (LATEST,)), create_state(config)).step == 40
     multipliers = [ttm_torch.load(tmp_path, device) for device in ("cpu", "cuda")]
     assert all(len(multiplier.multiply([2, 7], [3, 8])) == 2 for multiplier in multipliers)
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-import ttm_torch.train
+from ttm_torch.multiplication.objective import create_state, train_step_with_metrics
 from ttm_torch.train import main
 from ttm_torch.training.checkpoint import LATEST, find_checkpoint, load_state
-from ttm_torch.training.step import create_state, train_step_with_metrics
+from ttm_torch.training.torch_engine import TorchEngine
 
 pytestmark = pytest.mark.usefixtures("signal_handlers")
 
@@ -43,15 +43,16 @@ def memory(monkeypatch):
     """`memory(fits, first)`: from step `first` on, only so many micro-batches have memory; half a step is taken."""
 
     def limit(fits, first=0):
-        def step(model, batch, optimizer, scheduler, max_grad_norm, micro_batches):
-            if scheduler.last_epoch >= first and not fits(micro_batches):
+        def step(engine, state, arrays, plan):
+            if state.step >= first and not fits(plan.micro_batches):
                 with torch.no_grad():
-                    next(model.parameters()).zero_()
+                    next(state.model.parameters()).zero_()
                 raise torch.OutOfMemoryError("CUDA out of memory")
-            return train_step_with_metrics(model, batch, optimizer, scheduler, max_grad_norm, micro_batches)
+            return take_step(engine, state, arrays, plan)
 
-        monkeypatch.setattr(ttm_torch.train, "train_step_with_metrics", step)
+        monkeypatch.setattr(TorchEngine, "step", step)
 
+    take_step = TorchEngine.step
     return limit
 
 
@@ -59,15 +60,15 @@ def memory(monkeypatch):
 def undisturbed(exact_config, tmp_path_factory, train):
     path = tmp_path_factory.mktemp("undisturbed")
     train(exact_config, path)
-    return weights(load_state(find_checkpoint(path, (LATEST,)), exact_config))
+    return weights(load_state(find_checkpoint(path, (LATEST,)), create_state(exact_config)))
 
 
 @pytest.mark.parametrize(
     ("first", "said"),
     [
-        (0, "step 0: going on"),
-        (20, "step 20: going on"),  # the first of a stage
-        (13, "step 13, whose state is lost: going on from step 10"),
+        (0, "step 0: going on from step 0"),
+        (20, "step 20: going on from step 20"),  # the first of a stage
+        (13, "step 13: going on from step 10"),
     ],
 )
 def test_it_goes_on_to_the_same_end(exact_config, undisturbed, memory, tmp_path, train, display, first, said):
@@ -75,7 +76,8 @@ def test_it_goes_on_to_the_same_end(exact_config, undisturbed, memory, tmp_path,
     assert train(exact_config, tmp_path, display=display) == "finished"
     assert f"out of memory at {said} with 2 micro-batches of 4" in display.messages
     assert len(display.messages) == 2, "and the new stage"
-    for name, ours in weights(load_state(find_checkpoint(tmp_path, (LATEST,)), exact_config)).items():
+    state = load_state(find_checkpoint(tmp_path, (LATEST,)), create_state(exact_config))
+    for name, ours in weights(state).items():
         np.testing.assert_allclose(ours, undisturbed[name], rtol=1e-6, atol=1e-10)
 
 
@@ -94,11 +96,12 @@ def test_one_line_where_nothing_is_left(config_file, memory, tmp_path, call_comm
 def test_the_error_of_the_processor_is_known(tiny_config, tmp_path, monkeypatch, train, display):
     """PyTorch has no error type of its own for it."""
 
-    def step(*arguments):
-        if arguments[-1] == 1:
+    def step(engine, state, arrays, plan):
+        if plan.micro_batches == 1:
             torch.empty(2**50)
-        return train_step_with_metrics(*arguments)
+        return take_step(engine, state, arrays, plan)
 
-    monkeypatch.setattr(ttm_torch.train, "train_step_with_metrics", step)
+    take_step = TorchEngine.step
+    monkeypatch.setattr(TorchEngine, "step", step)
     train(tiny_config, tmp_path, stop_at=1, display=display)
-    assert display.messages == ["out of memory at step 0: going on with 2 micro-batches of 4"]
+    assert display.messages == ["out of memory at step 0: going on from step 0 with 2 micro-batches of 4"]

@@ -13,14 +13,18 @@ import pytest
 import torch
 
 import ttm_torch
-import ttm_torch.train
 from ttm_jax.cli import this_python
-from ttm_jax.training.config import ConfigError, config_to_toml, load_config, override
+from ttm_jax.multiplication.steps import training_arrays
+from ttm_jax.tasks import load_config, make_task
+from ttm_jax.training.command import resolve
+from ttm_jax.training.config import ConfigError, config_to_toml, override
+from ttm_jax.training.loop import NonFiniteLoss
 from ttm_jax.training.run_folder import RunFolder
-from ttm_torch.multiplication.steps import training_arrays
-from ttm_torch.train import NonFiniteLoss, Trainer, main, make_parser, resolve
-from ttm_torch.training.checkpoint import BEST, LATEST, find_checkpoint, load_meta, saved_steps
-from ttm_torch.training.step import create_model, create_state, loss_fn, random_seed, train_step_with_metrics
+from ttm_torch.multiplication.objective import create_model, create_state, loss_fn, train_step_with_metrics
+from ttm_torch.train import main, make_parser, start
+from ttm_torch.training.checkpoint import BEST, LATEST, find_checkpoint, load_meta, load_state, saved_steps
+from ttm_torch.training.step import random_seed
+from ttm_torch.training.torch_engine import TorchEngine
 
 pytestmark = pytest.mark.usefixtures("signal_handlers")
 
@@ -29,11 +33,6 @@ pytestmark = pytest.mark.usefixtures("signal_handlers")
 def command(call_command):
     """`command(*arguments)` gives exit code, stdout and stderr."""
     return partial(call_command, main)
-
-
-@pytest.fixture
-def trainer(tiny_config, tmp_path):
-    return Trainer(tiny_config, tmp_path / "run", device="cpu")
 
 
 def files(folder):
@@ -64,7 +63,7 @@ class TestResume:
     def test_a_run_killed_before_its_first_checkpoint_begins_anew(
         self, tiny_run, tiny_config, tmp_path, train, snapshot
     ):
-        Trainer(tiny_config, tmp_path, device="cpu")
+        next(start(tiny_config, make_task(tiny_config), tmp_path, device="cpu"))
         assert not saved_steps(tmp_path, LATEST)
         assert train(tiny_config, tmp_path, resume=True) == "finished"
         assert snapshot(tmp_path, tiny_config) == snapshot(tiny_run.path, tiny_config)
@@ -110,10 +109,11 @@ def test_a_signal_saves_and_says_how_to_go_on(number, tiny_config, tmp_path, env
 
     go_on = shlex.split(next(line for line in out.splitlines() if line.startswith("go on:"))[6:])
     assert go_on == [this_python(), "-m", "ttm_torch.train", "--workdir", str(run), "--resume", "--device", "cpu"]
-    args = make_parser().parse_args(go_on[3:])
+    args = make_parser(go_on[3:]).parse_args(go_on[3:])
     assert resolve(args) == (load_config(config_file), run)
-    trainer = Trainer(*resolve(args), resume=True, device=args.device)
-    assert trainer.progress.step == trainer.state.step == saved_steps(run, LATEST)[-1] >= 10
+    checkpoint = find_checkpoint(run, (LATEST,))
+    step = load_state(checkpoint, create_state(load_config(config_file))).step
+    assert load_meta(checkpoint)[1]["progress"]["step"] == step == saved_steps(run, LATEST)[-1] >= 10
     assert ttm_torch.load(run).multiply([2], [3])
 
 
@@ -164,39 +164,36 @@ def test_training_follows_from_the_seed_alone(tiny_config):
     for name, tensor in first.model.state_dict().items():
         assert torch.equal(tensor, again.model.state_dict()[name])
     assert not torch.equal(first.model.memory_init, other.model.memory_init)
-    seeds = {
-        random_seed(override(tiny_config, {"train.seed": str(seed)}), step) % 2**32
-        for seed in range(3)
-        for step in range(-1, 9)
-    }
+    seeds = {random_seed(seed, step) % 2**32 for seed in range(3) for step in range(-1, 9)}
     assert len(seeds) == 30
 
 
-def test_gradients_are_clipped_before_the_step_and_the_rate_is_set_after_it(trainer, monkeypatch):
+def test_gradients_are_clipped_before_the_step_and_the_rate_is_set_after_it(tiny_config, monkeypatch):
     def clip(parameters, max_norm):
         calls.append(f"clip to {max_norm}")
         return clip_grad_norm_(parameters, max_norm)
 
-    calls, state, clip_grad_norm_ = [], trainer.state, torch.nn.utils.clip_grad_norm_
+    calls, state, clip_grad_norm_ = [], create_state(tiny_config), torch.nn.utils.clip_grad_norm_
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", clip)
     state.optimizer.register_step_post_hook(lambda *_: calls.append(f"step {state.scheduler.last_epoch}"))
-    batch = trainer.dataset.batch(0, 0)[:3]
+    batch = ttm_torch.MultiplicationDataset(8).batch(0, 0)[:3]
     for _ in range(2):
         ttm_torch.train_step(state.model, batch, state.optimizer, state.scheduler)
     assert calls == ["clip to 1.0", "step 0", "clip to 1.0", "step 1"]
-    assert state.optimizer.param_groups[0]["lr"] == ttm_torch.learning_rate(trainer.config.optimizer, 2)
+    assert state.optimizer.param_groups[0]["lr"] == ttm_torch.learning_rate(tiny_config.optimizer, 2)
 
 
-def test_a_carry_head_is_evaluated_without_carries_and_not_trained_without(trainer):
-    model, batch = trainer.state.model, trainer.dataset.generate_batch()
+def test_a_carry_head_is_evaluated_without_carries_and_not_trained_without(tiny_config):
+    state, batch = create_state(tiny_config), ttm_torch.MultiplicationDataset(8).generate_batch()
+    model = state.model
     assert model.config.carry_head
     assert ttm_torch.eval_step(model, batch)["loss"].isfinite()
     with pytest.raises(ValueError, match='trained on batches with "carries"'):
-        ttm_torch.train_step(model, batch, trainer.state.optimizer)
+        ttm_torch.train_step(model, batch, state.optimizer)
 
 
-def test_running_sums_are_not_trained_on_carries(trainer):
-    config = override(trainer.config, {"model.schedule": "product", "data.augment": "[]"})
+def test_running_sums_are_not_trained_on_carries(tiny_config):
+    config = override(tiny_config, {"model.schedule": "product", "data.augment": "[]"})
     state, batch = create_state(config), ttm_torch.MultiplicationDataset(4).batch(0, 0)
     arrays = {"inputs": batch.inputs, "targets": batch.targets, "carries": batch.carries}
     assert ttm_torch.eval_step(state.model, arrays)["loss"].isfinite()
@@ -224,7 +221,7 @@ def test_the_norm_told_is_that_before_clipping(max_grad_norm, tiny_config):
     inputs, targets, carries, _ = ttm_torch.MultiplicationDataset(4).batch(0, 0)
     batch = {name: torch.as_tensor(x) for name, x in dict(inputs=inputs, targets=targets, carries=carries).items()}
     loss, _ = loss_fn(state.model, batch)
-    gradients = torch.autograd.grad(loss, list(state.model.parameters()))
+    gradients = torch.autograd.grad(loss.mean, list(state.model.parameters()))
     metrics = train_step_with_metrics(state.model, batch, state.optimizer, max_grad_norm=max_grad_norm)
     norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
     assert metrics["grad_norm"].item() == pytest.approx(norm.item(), rel=1e-5)
@@ -237,15 +234,15 @@ class TestNonFiniteLoss:
         """Parameters that overflowed: the loss of the next step is really not a number."""
 
         def overflowed(*arguments):
-            state = load_state(*arguments)
+            state = load(*arguments)
             with torch.no_grad():
                 for parameter in state.model.parameters():
                     parameter.fill_(torch.inf)
             return state
 
         train(tiny_config, tmp_path, stop_at=10)
-        load_state = ttm_torch.train.load_state
-        monkeypatch.setattr(ttm_torch.train, "load_state", overflowed)
+        load = TorchEngine.load
+        monkeypatch.setattr(TorchEngine, "load", overflowed)
         before = files(tmp_path)
         code, _, err = command("--workdir", tmp_path, "--resume", "--device", "cpu")
         assert code == 1
@@ -257,14 +254,13 @@ class TestNonFiniteLoss:
 
     @pytest.mark.parametrize("name", ["loss", "grad_norm"])
     def test_nothing_is_saved(self, name, tiny_config, tmp_path, train, monkeypatch):
-        def step(*arguments):
-            metrics = take_step(*arguments)
-            return {**metrics, name: torch.tensor(torch.inf)} if len(windows) == 19 else metrics
+        def step(engine, state, arrays, plan):
+            number = state.step
+            state, metrics = take_step(engine, state, arrays, plan)
+            return state, {**metrics, name: torch.tensor(torch.inf)} if number == 19 else metrics
 
-        take_step, windows = ttm_torch.train.train_step_with_metrics, []
-        monkeypatch.setattr(
-            ttm_torch.train, "train_step_with_metrics", lambda *args: (m := step(*args), windows.append(1))[0]
-        )
+        take_step = TorchEngine.step
+        monkeypatch.setattr(TorchEngine, "step", step)
         with pytest.raises(NonFiniteLoss, match=r"at step 19 \(batch: seed 7, step 19\).*/checkpoints/10$"):
             train(tiny_config, tmp_path)
         assert saved_steps(tmp_path, LATEST) == [10]
@@ -305,7 +301,8 @@ class TestBfloat16:
     def test_types_that_the_twin_does_not_have_are_refused(self, dtypes, tiny_config, tmp_path):
         changes = dict(zip(("model.dtype", "model.param_dtype"), dtypes, strict=True))
         config = override(tiny_config, changes)
-        for make in (lambda: ttm_torch.TTMModel(config.model), lambda: Trainer(config, tmp_path / "run")):
+        run = start(config, make_task(config), tmp_path / "run")
+        for make in (lambda: ttm_torch.TTMModel(config.model), lambda: next(run)):
             with pytest.raises(ConfigError, match=f"must in PyTorch be both .*; got {dtypes[0]} and {dtypes[1]}"):
                 make()
         assert not (tmp_path / "run").exists()

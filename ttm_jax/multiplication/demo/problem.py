@@ -2,8 +2,8 @@
 
 import re
 
+from ttm_jax.multiplication.config import Config
 from ttm_jax.multiplication.problems import MAX_DIGITS, Length, MultiplicationDataset, is_held_out
-from ttm_jax.training.config import Config
 
 EXAMPLE = "123*45"
 _RANGE = f"from 0 to {10**MAX_DIGITS - 1}"

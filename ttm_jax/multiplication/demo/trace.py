@@ -17,13 +17,13 @@ from typing import Any
 import jax
 import numpy as np
 
+from ttm_jax.multiplication.config import ScheduleName
 from ttm_jax.multiplication.demo.problem import was_trained
 from ttm_jax.multiplication.inside import look_inside
 from ttm_jax.multiplication.multiplier import Multiplier
 from ttm_jax.multiplication.problems import encode_answers, encode_problems, place_name, schoolbook_carries
 from ttm_jax.multiplication.steps import steps_of_places
 from ttm_jax.multiplication.vocab import DIGIT_TOKENS, EOS_TOKEN, tokens_to_answer
-from ttm_jax.training.config import ScheduleName
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,246 @@
+"""A task that the library has not: all of the trainer works with it, and nothing there knows it."""
+
+import ast
+import itertools
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.toy import Config, Line, LineObjective
+from ttm_jax.training.checkpoint import BEST, LATEST, find_checkpoint, load_state, saved_steps
+from ttm_jax.training.jax_engine import JaxEngine
+from ttm_jax.training.loop import Ended, Evaluated, Said, Started, Stepped, Trained, train
+from ttm_jax.training.precision import LossScale
+from ttm_jax.training.run_folder import RunFolder
+from ttm_jax.training.step import make_state, train_step
+
+ROOT = Path(__file__).parents[3]
+CONFIG = Config()
+
+
+def make_engine(**options):
+    return JaxEngine(LineObjective(), CONFIG.optimizer, CONFIG.train.seed, CONFIG.batch_size, **options)
+
+
+def run(workdir, resume=False, stop_at=None, **options):
+    """The events of a run that stops at a step."""
+    events = []
+
+    def stop():
+        return stop_at is not None and any(isinstance(e, Stepped) and e.step == stop_at for e in events)
+
+    for event in train(CONFIG, Line(CONFIG), make_engine(**options), workdir, resume, stop):
+        events.append(event)
+    return events
+
+
+def end_of(workdir):
+    """The state that a run left, as arrays by name."""
+    key = jax.random.key(0)
+    like = make_state(LineObjective(), CONFIG.optimizer, key, CONFIG.batch_size)
+    state = load_state(find_checkpoint(workdir, (LATEST,)), like)
+    state = state.replace(key=jax.random.key_data(state.key))
+    return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def sums(steps):
+    """What is carried after so many steps."""
+    return sum(Line(CONFIG).batch(step).arrays["x"] for step in range(steps))
+
+
+def test_it_trains_and_evaluates(tmp_path):
+    events = run(tmp_path, num_devices=1)
+    assert isinstance(events[0], Started)
+    assert isinstance(events[-1], Ended)
+    assert events[-1][:3] == ("finished", 30, 480)
+    trained, evaluated = ([e.record for e in events if isinstance(e, kind)] for kind in (Trained, Evaluated))
+    assert [record["step"] for record in trained] == list(range(3, 31, 3))
+    assert [record["step"] for record in evaluated] == [10, 20, 30]
+    assert evaluated[-1]["error"] < 0.5 * evaluated[0]["error"]
+    assert RunFolder(tmp_path).records() == sorted(trained + evaluated, key=lambda r: (r["step"], r["kind"] == "eval"))
+    assert saved_steps(tmp_path, LATEST) == [20, 30]
+    assert saved_steps(tmp_path, BEST) == [30]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert 'task = "toy"' in (tmp_path / "config.toml").read_text()
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_it_resumes_to_the_bit_with_what_is_carried(devices, tmp_path):
+    for stop in (7, 12, 13):
+        run(tmp_path / "parts", resume=stop > 7, stop_at=stop, num_devices=devices)
+        np.testing.assert_allclose(end_of(tmp_path / "parts")[".carry"], sums(stop), rtol=1e-5, atol=1e-5)
+    run(tmp_path / "parts", resume=True, num_devices=devices)
+    run(tmp_path / "whole", num_devices=devices)
+    parts, whole = end_of(tmp_path / "parts"), end_of(tmp_path / "whole")
+    assert {name: x.tobytes() for name, x in parts.items()} == {name: x.tobytes() for name, x in whole.items()}
+
+
+def test_what_is_carried_survives_a_kill(tmp_path):
+    events = train(CONFIG, Line(CONFIG), make_engine(num_devices=1), tmp_path)
+    for event in events:  # as far as the second step after a checkpoint, and no further
+        if isinstance(event, Stepped) and event.step == 12:
+            break
+    del events
+    assert saved_steps(tmp_path, LATEST) == [10]
+    run(tmp_path, resume=True, num_devices=1)
+    np.testing.assert_allclose(end_of(tmp_path)[".carry"], sums(30), rtol=1e-5, atol=1e-5)
+
+
+def test_two_devices_and_micro_batches_are_one_device(tmp_path, monkeypatch):
+    run(tmp_path / "one", num_devices=1)
+    run(tmp_path / "two", num_devices=2)
+    one, two = end_of(tmp_path / "one"), end_of(tmp_path / "two")
+    for name, expected in one.items():
+        np.testing.assert_allclose(two[name], expected, rtol=1e-5, atol=1e-6)
+
+    def step(engine, state, arrays, plan):
+        if plan.micro_batches < 4:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: injected")
+        return take_step(engine, state, arrays, plan)
+
+    take_step = JaxEngine.step
+    monkeypatch.setattr(JaxEngine, "step", step)
+    events = run(tmp_path / "small", num_devices=1)
+    said = [event.text for event in events if isinstance(event, Said)]
+    where = "out of memory at step 0: going on from step 0 with"
+    assert said == [f"{where} 2 micro-batches of 8", f"{where} 4 micro-batches of 4"]
+    for name, value in end_of(tmp_path / "small").items():
+        np.testing.assert_allclose(value, one[name], rtol=1e-5, atol=1e-6)
+
+
+def test_only_the_first_process_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    engine = make_engine(num_devices=1)
+    assert not engine.leads
+    folder = RunFolder(tmp_path / "run", writes=engine.leads)
+    folder.create(CONFIG, {})
+    folder.append({"step": 1})
+    folder.truncate(0)
+    folder.draw_curves(Line.curves)
+    assert not (tmp_path / "run").exists()
+
+
+class TestLossScale:
+    def steps(self, scale, number=4):
+        state = make_state(LineObjective(), CONFIG.optimizer, jax.random.key(0), CONFIG.batch_size, scale)
+        told = []
+        for n in range(number):
+            state, metrics = train_step(state, Line(CONFIG).batch(n).arrays)
+            told.append(jax.device_get(metrics))
+        return state, told
+
+    def test_a_power_of_two_changes_nothing(self):
+        plain, expected = self.steps(None)
+        scaled, told = self.steps(LossScale.create(1024.0, interval=3))
+        assert [m["loss"] for m in told] == [m["loss"] for m in expected]
+        assert not any(m["skipped"] for m in told)
+        assert np.array_equal(scaled.params["kernel"], plain.params["kernel"])
+        assert scaled.scale.value == 2048  # after three good steps
+        assert scaled.scale.good_steps == 1
+
+    def test_a_step_that_overflows_is_skipped(self):
+        huge = LossScale.create(1.0).replace(value=jnp.float32(3e38))
+        before = make_state(LineObjective(), CONFIG.optimizer, jax.random.key(0), CONFIG.batch_size, huge)
+        expected = jax.tree.map(np.array, (before.params, before.opt_state, before.carry))
+        after, metrics = train_step(before, Line(CONFIG).batch(0).arrays)
+        assert metrics["skipped"]
+        assert after.step == 1
+        assert after.scale.value < 3e38
+        jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state, after.carry), expected)
+
+    def test_it_goes_through_a_run(self, tmp_path):
+        run(tmp_path, stop_at=12, num_devices=1, scale=LossScale.create(2.0**100, interval=4))
+        events = run(tmp_path, resume=True, num_devices=1, scale=LossScale.create())
+        assert events[-1].how == "finished"
+        like = make_state(LineObjective(), CONFIG.optimizer, jax.random.key(0), CONFIG.batch_size, LossScale.create())
+        scale = load_state(find_checkpoint(tmp_path, (LATEST,)), like).scale
+        assert 1 <= scale.value <= 2.0**24
+
+
+_MESHES = """
+import json, sys
+import jax, numpy as np
+jax.config.update("jax_num_cpu_devices", 8)
+from tests.toy import Config, Line, LineObjective
+from ttm_jax.training.jax_engine import JaxEngine
+from ttm_jax.training.checkpoint import LATEST
+config, found = Config(), {}
+def engine(data, model):
+    return JaxEngine(LineObjective(), config.optimizer, 0, 16, num_devices=data, num_model=model)
+def steps(engine, state, n):
+    for step in range(n):
+        state, metrics = engine.step(state, Line(config).batch(step).arrays, engine.plans[0])
+    return state, metrics
+for data, model in json.loads(sys.argv[1]):
+    one = engine(data, model)
+    state, metrics = steps(one, one.start(one.plans[0]), 3)
+    predicted = one.predict(state, Line(config).batch(9).arrays, 5)["y"]
+    found[f"{data}x{model}"] = {
+        "kernel": np.asarray(state.params["kernel"]).tolist(), "loss": float(metrics["loss"]),
+        "carry": np.asarray(state.carry).tolist(), "predicted": predicted.tolist(),
+        "shards": [list(s.data.shape) for s in state.params["kernel"].addressable_shards],
+        "moments": [list(x.addressable_shards[0].data.shape) for x in jax.tree.leaves(state.opt_state) if x.ndim],
+    }
+saved = engine(2, 2)
+state, _ = steps(saved, saved.start(saved.plans[0]), 2)
+folder = saved.open_checkpoints(sys.argv[2], LATEST)
+path = folder.save(state, {"config": {}})
+folder.close()
+for data, model in ((1, 1), (4, 2)):
+    other = engine(data, model)
+    again = other.load(path, other.plans[0])
+    assert np.array_equal(again.params["kernel"], state.params["kernel"])
+    assert again.params["kernel"].sharding.is_equivalent_to(other.start(other.plans[0]).params["kernel"].sharding, 2)
+print(json.dumps(found))
+"""
+
+
+def test_meshes_are_one_device(tmp_path, environment):
+    """Eight devices of the processor, in a process of their own; a state saved on one mesh is restored on others."""
+    meshes = [*itertools.product((1, 2, 4), (1, 2)), (8, 1), (1, 4)]
+    done = subprocess.run(
+        [sys.executable, "-c", _MESHES, json.dumps(meshes), str(tmp_path)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    for name, result in found.items():
+        data, model = map(int, name.split("x"))
+        assert result["shards"] == [[4 // model, 1]] * (data * model)
+        assert result["moments"] == [[4 // model, 1]] * 2
+        for what in ("kernel", "loss", "carry", "predicted"):
+            np.testing.assert_allclose(result[what], found["1x1"][what], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("part", ["machine", "training"])
+def test_no_task_is_imported(part):
+    for package in ("ttm_jax", "ttm_torch"):
+        for file in (ROOT / package / part).glob("*.py"):
+            for node in ast.walk(ast.parse(file.read_text())):
+                names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                assert not [name for name in names if re.match(r"ttm_\w+\.(multiplication|text|ttt)\b", name)], file
+
+
+def code_of(text):
+    """Its lines, without indentation and blank ones."""
+    return "\n".join(line.strip() for line in text.splitlines() if line.strip())
+
+
+def test_the_walk_through_shows_this_task():
+    toy = code_of((ROOT / "tests" / "toy.py").read_text())
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "tasks.md").read_text(), re.DOTALL)
+    assert len(blocks) >= 5
+    for block in blocks:
+        assert code_of(block) in toy
