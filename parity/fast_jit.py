@@ -14,9 +14,9 @@ _OPTIONS = {
 }
 
 
-def fast_jit(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`jax.jit` that spends little time on optimising."""
-    return jax.jit(function, compiler_options=_known_options())
+def fast_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`jax.jit`, with its options, that spends little time on optimising."""
+    return jax.jit(function, compiler_options=_known_options(), **options)
 
 
 @cache

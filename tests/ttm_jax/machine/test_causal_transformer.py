@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from parity.fast_jit import fast_jit
 from ttm_jax.machine import causal_transformer
 from ttm_jax.machine.causal_transformer import CausalTransformer, attend, rotate
 from ttm_jax.machine.flops import causal_step_cost
@@ -30,7 +31,7 @@ def whole(apply, variables, tokens_BxSxD):
 
 @pytest.fixture(scope="module")
 def apply():
-    return jax.jit(TRANSFORMER.apply)
+    return fast_jit(TRANSFORMER.apply)
 
 
 def close(a, b):
@@ -71,7 +72,7 @@ def test_attention_is_softmax_of_the_past(normal):
 
 def test_blocks_of_queries_change_nothing(variables, tokens_BxSxD, whole, monkeypatch):
     monkeypatch.setattr(causal_transformer, "QUERY_BLOCK", 5)  # three blocks of four
-    blocks = jax.jit(lambda tokens: TRANSFORMER.apply(variables, tokens)[0])(tokens_BxSxD)
+    blocks = fast_jit(lambda tokens: TRANSFORMER.apply(variables, tokens)[0])(tokens_BxSxD)
     close(blocks, whole[0])
 
 
@@ -95,7 +96,7 @@ def test_only_the_distance_counts_in_rotary_products(normal):
 
 
 def test_the_cache_is_written_in_place(variables, tokens_BxSxD):
-    step = jax.jit(lambda cache, x: TRANSFORMER.apply(variables, x, cache)[::-1], donate_argnums=0)
+    step = fast_jit(lambda cache, x: TRANSFORMER.apply(variables, x, cache)[::-1], donate_argnums=0)
     cache = TRANSFORMER.empty_cache(B, 4 * S, D)
     memory = step.lower(cache, tokens_BxSxD).compile().memory_analysis()
     assert memory.alias_size_in_bytes >= sum(leaf.nbytes for leaf in jax.tree.leaves(cache.keys + cache.values))

@@ -1,6 +1,6 @@
 """The machine: no leaks across batch or time, memory that is used, streaming, one scan, dtypes, refusals."""
 
-from functools import cache, partial
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from parity.fast_jit import fast_jit
 from ttm_jax.machine.machine import (
     SimpleTokenTuringMachine,
     SimpleTokenTuringMachineStep,
@@ -21,7 +22,6 @@ from ttm_jax.machine.summarize import token_summarize
 pytestmark = pytest.mark.usefixtures("nans_are_errors")
 
 # The programs run for milliseconds: what counts is how long they take to compile.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 B, T, N, D, M, R, HEADS, F = 3, 6, 5, 12, 6, 4, 3, 16
 SIZES = dict(memory_size=M, process_size=R, num_layers=1, mlp_dim=F, num_heads=HEADS)
@@ -54,7 +54,7 @@ def runner(tokens, random_params):
     def make(case):
         machine = CASES[case]
         variables = {"params": random_params(machine, tokens)}
-        return variables, jit(lambda x, memory=None: machine.apply(variables, x, memory))
+        return variables, fast_jit(lambda x, memory=None: machine.apply(variables, x, memory))
 
     return make
 
@@ -106,7 +106,7 @@ def test_gradients(case, runner, tokens):
     machine = CASES[case]
     variables, _ = runner(case)
 
-    @jit
+    @fast_jit
     def gradients(params, x, weights_of_steps):
         def weighted(params, x):
             outputs, memory = machine.apply({"params": params}, x)
@@ -175,7 +175,7 @@ def test_a_machine_of_one_step_is_the_step(runner, tokens):
     variables, run = runner("mlp-mlp-transformer")
     memory = tokens[:, 1, :1].repeat(M, axis=1)
     step = TokenTuringMachineStep(**SIZES)
-    next_memory, output = jit(step.apply)(one(variables["params"]), memory, tokens[:, 0])
+    next_memory, output = fast_jit(step.apply)(one(variables["params"]), memory, tokens[:, 0])
     outputs, last = run(tokens[:, :1], memory)
     np.testing.assert_allclose(outputs[:, 0], output, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(last, next_memory, rtol=1e-5, atol=1e-5)
@@ -193,7 +193,7 @@ def test_parameters_are_those_of_init_for_any_number_of_steps(case, tokens):
 
 
 def test_initialisation_follows_its_key(tokens):
-    init = jit(CASES["pooling-pooling-mlp"].init)
+    init = fast_jit(CASES["pooling-pooling-mlp"].init)
     first, again, other = (init(jax.random.key(seed), tokens) for seed in (0, 0, 1))
     jax.tree.map(np.testing.assert_array_equal, first, again)
     kernel = ("params", "step", "process", "mlp_0", "hidden", "kernel")
@@ -210,7 +210,7 @@ def test_memory_starts_learned_or_at_zero(runner, tokens):
     ):
         assert "initial_memory" not in jax.eval_shape(zeros.init, jax.random.key(0), tokens)["params"]
     zeros = TokenTuringMachine(learned_memory=False, **SIZES)
-    outputs, _ = jit(zeros.apply)({"params": {"step": variables["params"]["step"]}}, tokens)
+    outputs, _ = fast_jit(zeros.apply)({"params": {"step": variables["params"]["step"]}}, tokens)
     np.testing.assert_allclose(outputs, run(tokens, jnp.zeros((B, M, D)))[0], rtol=1e-5, atol=1e-6)
 
 
@@ -235,7 +235,7 @@ def test_rematerialised_steps_give_the_same(random_params, tokens, equations):
         machine = TokenTuringMachine(remat=remat, **modes, **SIZES)
         return jax.value_and_grad(lambda p: loss(machine, p, x))
 
-    plain = jit(gradient(False))(params)
+    plain = fast_jit(gradient(False))(params)
     products = {}
     for remat in (False, True, "dots", "deep_dots", "full"):
         names = [e.primitive.name for e in equations(jax.make_jaxpr(gradient(remat))(params).jaxpr)]
@@ -243,7 +243,7 @@ def test_rematerialised_steps_give_the_same(random_params, tokens, equations):
         products[remat] = names.count("dot_general")
     assert products["dots"] == products[True] < products["deep_dots"] == products["full"]  # no product is deep here
     for remat in ("dots", "full"):
-        again = jit(gradient(remat))(params)
+        again = fast_jit(gradient(remat))(params)
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-4, atol=2e-5), plain, again)
 
 
@@ -277,7 +277,7 @@ def test_under_bfloat16_memory_and_softmax_stay_in_float32(case, tokens):
 def test_bfloat16_is_close_to_float32(runner, tokens):
     variables, run = runner("mlp-mlp-transformer")
     machine = CASES["mlp-mlp-transformer"].clone(dtype=jnp.bfloat16)
-    outputs, memory = jit(machine.apply)(variables, tokens.astype(jnp.bfloat16))
+    outputs, memory = fast_jit(machine.apply)(variables, tokens.astype(jnp.bfloat16))
     for found, expected in zip((outputs, memory), run(tokens), strict=True):
         np.testing.assert_allclose(np.float32(found), expected, atol=0.1 * float(jnp.abs(expected).max()))
 
@@ -292,7 +292,7 @@ def test_param_dtype(case, tokens):
 def test_dropout_in_training_only_and_by_its_key(runner, tokens):
     variables, run = runner(WRITES_NOTHING)
     machine = CASES[WRITES_NOTHING].clone(dropout_rate=0.5)
-    apply = jit(machine.apply, static_argnames="train")
+    apply = fast_jit(machine.apply, static_argnames="train")
     same = jnp.repeat(tokens[:, :1], T, axis=1)
     rngs = [{"dropout": jax.random.key(seed)} for seed in (0, 0, 1)]
     first, again, other = (apply(variables, same, train=True, rngs=rng)[0] for rng in rngs)
@@ -318,7 +318,7 @@ def test_simple_machine_keeps_outputs_and_memory_apart(compat, runner, normal):
     params = params | {"process": process}
     memory, x = normal(3, B, M, D), normal(4, B, N, D)
     step = SimpleTokenTuringMachineStep(compat=compat, **SIZES)
-    next_memory, output = jit(step.apply)({"params": params}, memory, x)
+    next_memory, output = fast_jit(step.apply)({"params": params}, memory, x)
     normalised = layer_norm(np.concatenate([memory, token_summarize(params["summarizer"], x, R)], axis=1))
     if compat == "scenic":
         expected_output, expected_memory = np.split(normalised, [R], axis=1)

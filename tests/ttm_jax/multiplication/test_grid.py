@@ -17,7 +17,7 @@ from ttm_jax.multiplication.metrics import wilson_interval
 from ttm_jax.multiplication.problems import count_digits, decode_problems, encode_answers, held_out_pairs
 from ttm_jax.multiplication.scores import Score, add_scores, score_answers
 from ttm_jax.training.checkpoint import find_checkpoint, load_meta
-from ttm_jax.training.config import config_to_dict, override
+from ttm_jax.training.config import config_to_dict
 
 
 @pytest.fixture
@@ -105,10 +105,8 @@ def test_memory_wiped(command):
     assert result["exact_match"]["2x2"]["correct"] < 25
 
 
-def test_a_model_without_memory_has_none_to_wipe(command, tiny_config, tmp_path, train):
-    config = override(tiny_config, {"model.kind": "transformer", "train.max_epochs": "2"})
-    train(config, tmp_path)
-    code, out, err = command(tmp_path, "--wipe-memory")
+def test_a_model_without_memory_has_none_to_wipe(command, baseline):
+    code, out, err = command(baseline, "--wipe-memory")
     assert (code, out) == (2, "")
     assert err.endswith("model.kind is transformer, which has no memory to show; name a machine's\n")
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from parity.fast_jit import fast_jit
 from ttm_jax.multiplication.config import ModelConfig
 from ttm_jax.multiplication.model import (
     PAD_LOGIT,
@@ -41,7 +42,7 @@ def variables(random_params):
 @pytest.fixture(scope="module")
 def raw_logits():
     """Jitted logits before masking: `raw_logits(variables, inputs)`."""
-    return jax.jit(lambda variables, inputs: MODEL.apply(variables, inputs, method="raw_logits"))
+    return fast_jit(lambda variables, inputs: MODEL.apply(variables, inputs, method="raw_logits"))
 
 
 @pytest.fixture(scope="module")
@@ -112,17 +113,17 @@ def test_a_call_masks_and_training_does_not(variables, raw_logits):
     biased = jax.tree.map(jnp.asarray, variables)
     biased["params"]["head"]["eos_head"]["bias"] += 4.0
     raw = raw_logits(biased, INPUTS)
-    masked = jax.jit(MODEL.apply)(biased, INPUTS)
+    masked = fast_jit(MODEL.apply)(biased, INPUTS)
     assert detect_eos(raw).any()
     np.testing.assert_allclose(masked, apply_eos_masking(raw, detect_eos(raw)), rtol=1e-5, atol=1e-5)
     assert not np.allclose(masked, raw)
     still = TTMModel(ModelConfig(**{**vars(MODEL.config), "dropout_rate": 0.0}))
-    trained = jax.jit(lambda v: still.apply(v, INPUTS, train=True))(biased)
+    trained = fast_jit(lambda v: still.apply(v, INPUTS, train=True))(biased)
     np.testing.assert_allclose(trained, raw, rtol=1e-5, atol=1e-5)
 
 
 def test_fewer_steps_give_the_first_logits(variables, raw_logits):
-    few = jax.jit(lambda v: MODEL.apply(v, INPUTS, num_steps=5, method="raw_logits"))(variables)
+    few = fast_jit(lambda v: MODEL.apply(v, INPUTS, num_steps=5, method="raw_logits"))(variables)
     assert few.shape == (4, 5, 13)
     np.testing.assert_allclose(few, raw_logits(variables, INPUTS)[:, :5], rtol=1e-5, atol=1e-5)
 
@@ -162,7 +163,7 @@ def test_steps_differ_by_the_place_asked_for(variables, raw_logits):
     params = {key: value for key, value in variables["params"].items() if key != "machine"}
     step = {k: v for k, v in variables["params"]["machine"]["step"].items() if k != "write"}
     params["machine"] = {**variables["params"]["machine"], "step": step}
-    apply = jax.jit(lambda params: forgetful.apply({"params": params}, INPUTS, method="raw_logits"))
+    apply = fast_jit(lambda params: forgetful.apply({"params": params}, INPUTS, method="raw_logits"))
     assert np.ptp(apply({**params, "place_embed": flat}), axis=1).max() < 1e-5
     assert np.ptp(apply(params), axis=1).max() > 0.01
 
@@ -189,7 +190,7 @@ def test_parameters_of_the_default_sizes(default_params, path, shape):
 
 def test_initial_memory():
     model = TTMModel()
-    memory = jax.jit(lambda key: model.init(key, INPUTS[:1], num_steps=1)["params"]["machine"]["initial_memory"])
+    memory = fast_jit(lambda key: model.init(key, INPUTS[:1], num_steps=1)["params"]["machine"]["initial_memory"])
     assert abs(float(jnp.abs(memory(jax.random.key(0))).mean()) - 0.008) < 0.002
 
 
@@ -234,13 +235,15 @@ def test_the_baseline_has_no_machine(baseline):
     model, variables = baseline
     assert type(model) is DirectTransformer
     assert "machine" not in variables["params"]
-    logits_BxTxV, carry_logits_BxTxC = model.apply(variables, INPUTS, num_steps=5, method="heads")
+    heads = fast_jit(partial(model.apply, num_steps=5, method="heads"))
+    logits_BxTxV, carry_logits_BxTxC = heads(variables, INPUTS)
     assert (logits_BxTxV.shape, carry_logits_BxTxC.shape) == ((4, 5, VOCAB_SIZE), (4, 5, MAX_CARRY + 1))
 
 
 def test_the_baseline_gives_the_same_places_however_many_are_asked_for(baseline):
     model, variables = baseline
-    few, all_ = (model.apply(variables, INPUTS, num_steps=steps, method="raw_logits") for steps in (3, 12))
+    apply = fast_jit(partial(model.apply, method="raw_logits"), static_argnames="num_steps")
+    few, all_ = (apply(variables, INPUTS, num_steps=steps) for steps in (3, 12))
     np.testing.assert_allclose(few, all_[:, :3], rtol=1e-5, atol=1e-5)
 
 
@@ -263,7 +266,7 @@ def product_variables(random_params):
 
 @pytest.fixture(scope="module")
 def apply_products():
-    return jax.jit(PRODUCTS.apply, static_argnames=("num_steps", "method"))
+    return fast_jit(PRODUCTS.apply, static_argnames=("num_steps", "method"))
 
 
 def test_shapes_of_the_schedule_product(product_variables, apply_products):
@@ -292,7 +295,7 @@ def test_what_too_few_places_leave_unanswered_is_nan(product_variables, apply_pr
 
 def test_products_in_bfloat16_are_close_to_float32(product_variables, apply_products):
     model = TTMModel(dataclasses.replace(PRODUCTS.config, dtype="bfloat16"))
-    ours = jax.jit(partial(model.apply, method="heads"))(product_variables, INPUTS)
+    ours = fast_jit(partial(model.apply, method="heads"))(product_variables, INPUTS)
     for logits, exact in zip(ours, apply_products(product_variables, INPUTS, method="heads"), strict=True):
         assert logits.dtype == jnp.float32
         np.testing.assert_allclose(logits[..., :PAD_TOKEN], exact[..., :PAD_TOKEN], atol=0.1)
