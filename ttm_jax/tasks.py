@@ -38,7 +38,7 @@ def config_from_dict(values: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: for an unknown task or key, a wrong type or an impossible value, naming the key.
     """
-    name = values.get("task", DEFAULT_TASK)
+    name = values.get("task", DEFAULT_TASK) if isinstance(values, Mapping) else DEFAULT_TASK
     if name not in TASKS:
         raise ConfigError(f"task must be one of {', '.join(TASKS)}; got {name!r}")
     return training.config_from_dict(_module(name, "config").Config, values)

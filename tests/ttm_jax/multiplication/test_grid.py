@@ -179,7 +179,7 @@ def damaged(tiny_run, tmp_path):
         ("missing", "no such file or folder"),
         ("empty", "neither a checkpoint (a folder with params/ and meta/) nor a run folder with one"),
         ("file", "neither a checkpoint (a folder with params/ and meta/) nor a run folder with one"),
-        ("foreign", "not a multiplier (format 'another'; known: ttm-multiplier-1, ttm-multiplier-torch-1)"),
+        ("foreign", "not of this library (format 'another'; known: ttm-multiplier-1, ttm-multiplier-torch-1)"),
         ("truncated", "is damaged: its checksum differs"),
     ],
 )
