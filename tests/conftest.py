@@ -39,7 +39,7 @@ from ttm_jax.multiplication.problems import MultiplicationDataset, operand_lengt
 from ttm_jax.multiplication.steps import training_arrays  # noqa: E402
 from ttm_jax.tasks import config_from_dict, make_task  # noqa: E402
 from ttm_jax.training.config import config_to_toml, override  # noqa: E402
-from ttm_jax.training.loop import Ended, Evaluated, Event, Said, Stepped, Trained  # noqa: E402
+from ttm_jax.training.loop import Ended, Evaluated, Event, FellBack, Said, Stepped, Trained  # noqa: E402
 from ttm_jax.training.task import Example  # noqa: E402
 
 # The variable of the folder with all that was compiled in this run, by any worker of pytest-xdist, and by subprocesses:
@@ -196,7 +196,7 @@ class RecordingDisplay:
 
     def show(self, event: Event) -> None:
         match event:
-            case Said(text):
+            case Said(text) | FellBack(_, text):
                 self.messages.append(text)
             case Stepped(step, _):
                 self.steps.append(step)

@@ -29,8 +29,7 @@ from parity.twins import (
     to_numpy,
     to_torch,
 )
-from ttm_jax.machine.memory import READS, WRITES
-from ttm_jax.machine.memory import make_write as make_jax_write
+from ttm_jax.machine.memory import READS, WRITES, make_write as make_jax_write
 from ttm_jax.multiplication import losses as jax_losses
 from ttm_torch.machine.layers import layer_norm
 from ttm_torch.multiplication import losses as torch_losses

@@ -13,13 +13,11 @@ from torch.nn import functional as F
 
 import ttm_torch
 from parity import twins, weights
-from parity.cases import data, machine, scenic, training
-from parity.cases import weights as weight_cases
+from parity.cases import data, machine, scenic, training, weights as weight_cases
 from parity.compare import Case, Row
 from ttm_jax.multiplication import problems as multiplication
 from ttm_torch.machine import layers, memory
-from ttm_torch.multiplication import losses
-from ttm_torch.multiplication import model as multiplier
+from ttm_torch.multiplication import losses, model as multiplier
 
 
 @dataclass(frozen=True, eq=False)

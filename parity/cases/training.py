@@ -21,8 +21,7 @@ from parity.fast_jit import fast_jit
 from parity.twins import as_arrays, draw, gradients_of, load_weights, random_params, to_numpy
 from parity.weights import to_jax, twin_of
 from ttm_jax.multiplication.config import ModelConfig
-from ttm_jax.multiplication.objective import MultiplicationObjective
-from ttm_jax.multiplication.objective import loss_fn as jax_loss_fn
+from ttm_jax.multiplication.objective import MultiplicationObjective, loss_fn as jax_loss_fn
 from ttm_jax.multiplication.steps import training_arrays
 from ttm_jax.training.config import OptimizerConfig
 from ttm_jax.training.step import TrainState

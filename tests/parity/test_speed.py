@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from parity.speed import cases as speed_cases
-from parity.speed import jax_side, torch_side
+from parity.speed import cases as speed_cases, jax_side, torch_side
 from parity.speed.cases import (
     EAGER,
     JAX,

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ttm_jax.cli import clock
-from ttm_jax.training.loop import Evaluated, Event, Said, Started, Stepped, Trained
+from ttm_jax.training.loop import Evaluated, Event, FellBack, Said, Started, Stepped, Trained
 from ttm_jax.training.task import Record, Task
 
 
@@ -42,7 +42,7 @@ class PlainDisplay:
 
     def show(self, event: Event) -> None:
         match event:
-            case Said(text):
+            case Said(text) | FellBack(_, text):
                 print(text, flush=True)
             case Stepped(_, rate):
                 self._rate = rate or self._rate
@@ -95,7 +95,7 @@ class LiveDisplay:
 
     def show(self, event: Event) -> None:
         match event:
-            case Said(text):
+            case Said(text) | FellBack(_, text):
                 self._live.console.print(text, highlight=False, soft_wrap=True)
             case Stepped(step, rate):
                 self._progress.update(self._bar, completed=step)

@@ -57,6 +57,13 @@ class Evaluated(NamedTuple):
     examples: list[Example]
 
 
+class FellBack(NamedTuple):
+    """Memory ran out, and the run goes on with another plan; its line of metrics.jsonl, and one for the user."""
+
+    record: Record
+    text: str
+
+
 class Said(NamedTuple):
     """One line for the user."""
 
@@ -72,7 +79,7 @@ class Ended(NamedTuple):
     seconds: float
 
 
-Event = Started | Stepped | Trained | Evaluated | Said | Ended
+Event = Started | Stepped | Trained | Evaluated | FellBack | Said | Ended
 
 
 class NonFiniteLoss(RuntimeError):
@@ -129,29 +136,34 @@ def train(
         NonFiniteLoss: naming the step, its batch and the last good checkpoint.
         OutOfMemory: if memory runs out, and there is nothing left to fall back to.
     """
-    yield from _Run(config, task, engine, workdir, resume).events(stop)
+    run = _Run(config, task, engine, workdir, resume)
+    for event in run.events(stop):
+        if isinstance(event, Trained | Evaluated | FellBack):
+            run.folder.append(event.record)
+        yield event
 
 
 class _Run(Generic[State]):
     def __init__(self, config: RunConfig, task: Task, engine: Engine[State], workdir: str | Path, resume: bool):
         self._config, self._task, self._engine = config, task, engine
-        self._folder = RunFolder(workdir, writes=engine.leads)
+        self.folder = RunFolder(workdir, writes=engine.leads)
         self._fresh_task = copy.deepcopy(task.to_dict())
         self._provenance = engine.origin()
         self._eval_batch_size = config.train.eval_batch_size
         self._pending: tuple[Batch, Mapping[str, Any]] | None = None  # the last step, whose metrics have not been read
+        self._state: State
         self._notes: list[Said] = []  # what an evaluation had to say before it ended
         # Where a run starts from: 1. with `resume`, the latest checkpoint of its folder; 2. the seed.
         if resume:
             self._restore()
         else:
-            if self._folder.metrics_path.exists() or (self._folder.path / LATEST).exists():
+            if self.folder.metrics_path.exists() or (self.folder.path / LATEST).exists():
                 raise ConfigError(
                     f"{workdir} has a run already; --resume goes on with it, --workdir names another folder"
                 )
-            self._folder.create(config, self._provenance)
+            self.folder.create(config, self._provenance)
             self._begin(engine.plans[0])
-        self._latest, self._best = (engine.open_checkpoints(self._folder.path, kind) for kind in (LATEST, BEST))
+        self._latest, self._best = (engine.open_checkpoints(self.folder.path, kind) for kind in (LATEST, BEST))
 
     def events(self, stop: Callable[[], bool]) -> Iterator[Event]:
         total_steps = self._config.train.max_epochs * self._config.train.steps_per_epoch
@@ -169,7 +181,7 @@ class _Run(Generic[State]):
         yield from self._or_fall_back(self._read)
         self.progress.seconds = time.perf_counter() - self._started
         self._save()
-        self._folder.draw_curves(self._task.curves)
+        self.folder.draw_curves(self._task.curves)
         self._latest.close()
         self._best.close()
         how = "early stop" if self.progress.early_stop else "interrupted" if stopped else "finished"
@@ -178,10 +190,11 @@ class _Run(Generic[State]):
     def _or_fall_back(self, act: Callable[[], Iterator[Event]]) -> Iterator[Event]:
         try:
             yield from act()
+            return
         except Exception as error:
             if not self._engine.ran_out(error):
                 raise
-            yield self._fall_back()
+        yield self._fall_back()  # here, where the error no longer holds on to arrays
 
     def _turn(self) -> Iterator[Event]:
         """Take one step, and do what is due after it."""
@@ -229,7 +242,6 @@ class _Run(Generic[State]):
             "seconds": self.progress.seconds,
         }
         self.progress.window.clear()
-        self._folder.append(record)
         yield Trained(record)
 
     def _end_epoch(self, epoch: int) -> Iterator[Event]:
@@ -242,7 +254,6 @@ class _Run(Generic[State]):
         if evaluation is not None:
             best = {"best": verdict.improved, "seconds": self.progress.seconds}
             record = {"kind": "eval", **self._where(), **evaluation.record, **best}
-            self._folder.append(record)
             yield Evaluated(record, list(evaluation.examples))
             if verdict.improved:
                 self._best.save(self._state, self._meta())
@@ -272,12 +283,12 @@ class _Run(Generic[State]):
 
     def _restore(self, plan: StepPlan | None = None) -> None:
         """Go to the latest checkpoint, or to the start where there is none yet; with its own plan where None."""
-        config_path = self._folder.config_path
-        if config_path.exists() and not saved_steps(self._folder.path, LATEST):
+        config_path = self.folder.config_path
+        if config_path.exists() and not saved_steps(self.folder.path, LATEST):
             self._refuse_changes(read_values(config_path))
             self._begin(plan or self._engine.plans[0])  # it ended before its first checkpoint
         else:
-            checkpoint = find_checkpoint(self._folder.path, (LATEST,))
+            checkpoint = find_checkpoint(self.folder.path, (LATEST,))
             meta = read_meta(checkpoint, self._engine.format)
             self._refuse_changes(meta["config"])
             saved = meta["progress"]
@@ -285,9 +296,9 @@ class _Run(Generic[State]):
             self.progress.plan = plan or self.progress.plan
             self._task.load_dict(saved["task"] if "task" in saved else saved["curriculum"])  # so until version 0.1
             self._state = self._engine.load(checkpoint, self.progress.plan)
-        self._folder.truncate(self.progress.step)
+        self.folder.truncate(self.progress.step)
 
-    def _fall_back(self) -> Said:
+    def _fall_back(self) -> FellBack:
         """Go on from the latest checkpoint with steps that take less memory.
 
         Raises:
@@ -301,14 +312,16 @@ class _Run(Generic[State]):
                 f"{self._kept_checkpoint()}"
             )
         self._pending = None
+        del self._state  # before another takes its room
         self._restore(plans[tried + 1])
         plan, seconds = self.progress.plan, time.perf_counter() - self._started
-        self._folder.append({"kind": "fallback", **self._where(), **asdict(plan), "seconds": seconds})
-        return Said(f"{where}: going on from step {self.progress.step} with {self._engine.describe_plan(plan)}")
+        record = {"kind": "fallback", **self._where(), **asdict(plan), "seconds": seconds}
+        text = f"{where}: going on from step {self.progress.step} with {self._engine.describe_plan(plan)}"
+        return FellBack(record, text)
 
     def _refuse_changes(self, saved: Mapping[str, Any]) -> None:
         if changed := changed_keys(config_from_dict(type(self._config), saved), self._config):
-            raise ConfigError(f"{self._folder.path} was trained with another config; changed: {', '.join(changed)}")
+            raise ConfigError(f"{self.folder.path} was trained with another config; changed: {', '.join(changed)}")
 
     def _where(self) -> dict[str, int]:
         step = self.progress.step
@@ -335,7 +348,7 @@ class _Run(Generic[State]):
 
     def _kept_checkpoint(self) -> str:
         try:
-            return f"the last good checkpoint is {find_checkpoint(self._folder.path, (LATEST,))}"
+            return f"the last good checkpoint is {find_checkpoint(self.folder.path, (LATEST,))}"
         except CheckpointError:
             return "no checkpoint had been written yet"
 

@@ -16,7 +16,7 @@ import pytest
 from tests.toy import Config, Line, LineObjective
 from ttm_jax.training.checkpoint import BEST, LATEST, find_checkpoint, load_state, saved_steps
 from ttm_jax.training.jax_engine import JaxEngine
-from ttm_jax.training.loop import Ended, Evaluated, Said, Started, Stepped, Trained, train
+from ttm_jax.training.loop import Ended, Evaluated, FellBack, Started, Stepped, Trained, train
 from ttm_jax.training.precision import LossScale
 from ttm_jax.training.run_folder import RunFolder
 from ttm_jax.training.step import make_state, train_step
@@ -108,7 +108,7 @@ def test_two_devices_and_micro_batches_are_one_device(tmp_path, monkeypatch):
     take_step = JaxEngine.step
     monkeypatch.setattr(JaxEngine, "step", step)
     events = run(tmp_path / "small", num_devices=1)
-    said = [event.text for event in events if isinstance(event, Said)]
+    said = [event.text for event in events if isinstance(event, FellBack)]
     where = "out of memory at step 0: going on from step 0 with"
     assert said == [f"{where} 2 micro-batches of 8", f"{where} 4 micro-batches of 4"]
     for name, value in end_of(tmp_path / "small").items():
