@@ -14,6 +14,7 @@ from typing import Any
 
 from ttm_jax.files import PACKAGE
 from ttm_jax.hardware.detect import processor_name
+from ttm_jax.plotting import pyplot
 from ttm_jax.training.config import config_to_toml
 from ttm_jax.training.task import Curve
 
@@ -66,15 +67,11 @@ class RunFolder:
         """Draw loss and learning rate over the steps, and the panels of the task, as `curves.png`."""
         if not self._writes:
             return
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
-
+        plt = pyplot()
         records = self.records()
         train = [record for record in records if record["kind"] == "train"]
-        num_rows = 1 + (len(curves) + 1) // 2
-        figure, axes = plt.subplots(2, num_rows, figsize=(6 * num_rows, 8), sharex=True, layout="constrained")
+        columns = 1 + (len(curves) + 1) // 2
+        figure, axes = plt.subplots(2, columns, figsize=(6 * columns, 8), sharex=True, layout="constrained")
         loss, rate, *panels = axes.T.flat  # loss above the rate, then column by column
         steps = [record["step"] for record in train]
         loss.semilogy(steps, [record["loss"] for record in train])

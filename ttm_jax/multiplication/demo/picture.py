@@ -9,6 +9,7 @@ from ttm_jax.multiplication.demo.page import page_html
 from ttm_jax.multiplication.demo.terminal import TRAINED, column_text
 from ttm_jax.multiplication.demo.trace import Trace, symbol
 from ttm_jax.multiplication.problems import MAX_CARRY, place_name
+from ttm_jax.plotting import pyplot
 
 SUFFIXES = (".png", ".html")
 _READ, _NEW, _WRONG, _INK, _FAINT = "#005ab5", "#b84a00", "#b0125b", "#1b1f24", "#57606a"
@@ -41,11 +42,7 @@ def save_picture(path: Path, trace: Trace) -> None:
 
 
 def _save_png(path: Path, trace: Trace) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
+    plt = pyplot()
     rows = len(trace.steps)
     panels = [(_draw_sums, 5.6), (_draw_reads, max(_CELL * len(trace.operand_tokens), _TITLE))]
     if trace.origin_TxW is not None:
