@@ -47,6 +47,7 @@ def make_training_parser(package: str, argv: Sequence[str] | None = None, run_na
     """
     parser = Parser(
         prog=f"python -m {package}.train",
+        usage="%(prog)s [--config CONFIG] [--workdir WORKDIR] [--resume] [--SECTION.KEY VALUE ...]",
         description="Trains a Token Turing Machine.",
         epilog=f"example: python -m {package}.train --config multiplication --workdir runs/big --model.memory-size 64",
         formatter_class=argparse.RawDescriptionHelpFormatter,
