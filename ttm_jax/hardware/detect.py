@@ -137,7 +137,7 @@ def total_memory(device: "jax.Device") -> int | None:
 
 
 def free_memory(device: "jax.Device") -> int | None:
-    """Return the bytes that arrays on the device may still take; None where nothing says so."""
+    """Return the bytes that arrays on the device may still take; None where that is unknown."""
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
