@@ -1,10 +1,10 @@
-"""Proves the JAX library and its PyTorch twin equal: `python -m parity`."""
+"""The command that proves the JAX library and its PyTorch twin equal: `python -m parity`."""
 
 import sys
 
 
 def main() -> int:
-    """`parity.command.main`; Ctrl-C while its packages are imported, which takes seconds, gets one line too."""
+    """Run `parity.command.main`; Ctrl-C gets one line even while packages are imported, which takes seconds."""
     try:
         from parity.command import main as command
 

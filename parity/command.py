@@ -15,7 +15,7 @@ from ttm_jax.cli import Parser, fail, show_progress
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: 0 where all comparisons are in bounds and all mutations caught, 1 where not, 2 on bad input."""
+    """Run the command; return 0 if all comparisons are in bounds and all mutations caught, 1 if not, 2 on bad input."""
     parser = _parser()
     options = parser.parse_args(argv)
     if missing := missing_device(options.device):
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from parity.scenic import CaseError
     from ttm_jax.training.run_folder import provenance
 
+    # 1. choose the cases  2. compare  3. tell what was found
     chosen, mutations = (
         [case for case in group if fnmatchcase(case.name, f"*{options.only}*")]
         for group in (cases.CASES, cases.MUTATIONS)
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _compare(chosen: Sequence[Any], mutations: Sequence[Any], device: str) -> dict[str, Any]:
-    """The rows of each case; the mutations, which change what all threads use, run alone after the others."""
+    """Compute the rows of each case. Mutations change what all threads use, so they run alone, after the others."""
     found = {}
     with show_progress() as progress:
         progress.plan(len(chosen) + len(mutations))
@@ -94,7 +95,7 @@ def _parser() -> Parser:
 
 @contextmanager
 def _pool() -> Generator[ThreadPoolExecutor, None, None]:
-    """Threads: one case is traced while another is compiled. An error or Ctrl-C drops what has not begun."""
+    """Open threads: one case is traced while another is compiled. An error or Ctrl-C drops what has not begun."""
     pool = ThreadPoolExecutor(min(4, os.cpu_count() or 1))
     try:
         yield pool

@@ -23,7 +23,7 @@ Arrays = Mapping[str, Any]
 
 
 class Difference(NamedTuple):
-    """How far arrays are from each other, and the name of the one that is farthest."""
+    """How far arrays are from each other, and the name of the farthest."""
 
     value: float
     at: str = ""
@@ -31,7 +31,7 @@ class Difference(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """One comparison: `what` was compared, and how far it may differ; a mutation must differ by more (`above`)."""
+    """One comparison: `what` was compared, and how far it may differ. A mutation must differ by more (`above`)."""
 
     what: str
     difference: float
@@ -41,7 +41,7 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Whether the difference is where it must be; False for NaN."""
+        """Tell whether the difference is where it must be; False for NaN."""
         return self.difference > self.bound if self.above else self.difference <= self.bound
 
 
@@ -55,7 +55,7 @@ class Case(Protocol):
 
 
 def largest_difference(ours: Arrays, theirs: Arrays) -> Difference:
-    """The array of one kind (all outputs, all gradients) that differs most, as DEFINITION says."""
+    """Find the array of one kind (all outputs, all gradients) that differs most, by DEFINITION."""
     if unmatched := ours.keys() ^ theirs.keys():
         return Difference(math.inf, f"{min(unmatched)}, which one side lacks")
     arrays = {name: (np.asarray(ours[name]), np.asarray(theirs[name])) for name in theirs}
@@ -65,7 +65,7 @@ def largest_difference(ours: Arrays, theirs: Arrays) -> Difference:
 
 
 def identical(ours: Arrays, theirs: Arrays) -> Difference:
-    """0 where all arrays have the same dtypes, shapes and bits; infinite, naming one, where they have not."""
+    """Return 0 where all arrays have the same dtypes, shapes and bits; otherwise infinity and the name of one."""
     if unmatched := ours.keys() ^ theirs.keys():
         return Difference(math.inf, f"{min(unmatched)}, which one side lacks")
     for name in theirs:
@@ -76,12 +76,12 @@ def identical(ours: Arrays, theirs: Arrays) -> Difference:
 
 
 def row(what: str, found: Difference, bound: float) -> Row:
-    """The row of a difference."""
+    """Make the row of a difference."""
     return Row(what, found.value, bound, found.at)
 
 
 def compared(label: str, bound: float, **kinds: tuple[Arrays, Arrays]) -> Row:
-    """One row for several kinds of arrays (ours, theirs) that have the same bound."""
+    """Make one row for several kinds of arrays (ours, theirs) that have the same bound."""
     found = {kind.replace("_", " "): largest_difference(*both) for kind, both in kinds.items()}
     worst = max(found, key=lambda kind: found[kind].value)
     return Row(f"{label}: {', '.join(found)}", found[worst].value, bound, f"{worst} {found[worst].at}".strip())

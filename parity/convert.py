@@ -1,4 +1,4 @@
-"""Carries a checkpoint from one twin to the other: `python -m parity.convert`."""
+"""The command that carries a checkpoint from one twin to the other: `python -m parity.convert`."""
 
 import argparse
 import sys
@@ -11,17 +11,17 @@ from ttm_jax.training.checkpoint_files import JAX_FORMAT, CheckpointError, find_
 
 
 def convert_checkpoint(source: str | Path, target: str | Path) -> Path:
-    """Writes the weights of a checkpoint, to the bit, as a checkpoint of the other twin; gives the one that was read.
+    """Write the weights of a checkpoint, to the bit, as one of the other twin; return the path that was read.
 
-    What is known of the training goes along, the optimiser's state does not: the result is for use and evaluation.
+    What is known of the training goes along; the optimiser's state does not. The result is for use and evaluation.
 
     Args:
-        source: a checkpoint, or a run folder, of which the best is taken.
+        source: a checkpoint, or a run folder, whose best checkpoint is taken.
         target: a folder that does not exist yet.
 
     Raises:
-        CheckpointError: if the source is missing, damaged or of a model that the other twin has not, or if the target
-            exists or cannot be written.
+        CheckpointError: if the source is missing, damaged or of a model that the other twin does not have, or if the
+            target exists or cannot be written.
     """
     import jax
 
@@ -70,7 +70,7 @@ def _parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command."""
+    """Run the command; return 0 where the checkpoint is written, 2 on bad input."""
     parser = _parser()
     options = parser.parse_args(argv)
     if missing := missing_package():

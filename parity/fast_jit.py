@@ -1,4 +1,4 @@
-"""`jax.jit` for programs that run a few times on small arrays, so that compiling is all that takes time."""
+"""`jax.jit` for programs that run a few times on small arrays, where compiling takes most of the time."""
 
 from collections.abc import Callable
 from functools import cache
@@ -15,13 +15,13 @@ _OPTIONS = {
 
 
 def fast_jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`jax.jit`, with its options, that spends little time on optimising."""
+    """Compile as `jax.jit` does, with its options, but spend little time on optimising."""
     return jax.jit(function, compiler_options=_known_options(), **options)
 
 
 @cache
 def _known_options() -> dict[str, Any]:
-    """Those of _OPTIONS that the installed version has."""
+    """Return those of _OPTIONS that the installed version has."""
     return {name: value for name, value in _OPTIONS.items() if _is_known(name, value)}
 
 

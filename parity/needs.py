@@ -1,4 +1,4 @@
-"""What the commands that run both twins need beside JAX."""
+"""What the commands that run both twins need besides JAX."""
 
 import importlib.util
 
@@ -6,7 +6,7 @@ _PACKAGES = {"torch": "PyTorch", "safetensors": "safetensors"}
 
 
 def missing_package() -> str | None:
-    """What to say of the first package that is not installed; None where all are."""
+    """Return what to say of the first package that is not installed, or None."""
     for module, name in _PACKAGES.items():
         if importlib.util.find_spec(module) is None:
             return f"{name} is not installed; pip install 'token-turing-machine[torch]' installs it"
@@ -14,7 +14,7 @@ def missing_package() -> str | None:
 
 
 def missing_device(device: str) -> str | None:
-    """What to say where PyTorch is missing, or has no such device; None where it can compute there."""
+    """Return what to say where PyTorch is missing or has no such device, or None where it can compute there."""
     if missing := missing_package():
         return missing
     import torch

@@ -15,7 +15,7 @@ Found = Mapping[str, Sequence[Row]]  # by the name of the case
 
 
 def print_report(found: Found, notes: Sequence[str]) -> None:
-    """The table, what a difference is, notes and the summary; plain and unbroken where stdout is no terminal."""
+    """Print the table, what a difference is, notes and the summary; plain and unbroken outside a terminal."""
     console = Console(width=None if sys.stdout.isatty() else 400, highlight=False, soft_wrap=True)
     console.print(_table(found))
     for line in (f"difference: {DEFINITION}", *notes, summary(found)):
@@ -23,7 +23,7 @@ def print_report(found: Found, notes: Sequence[str]) -> None:
 
 
 def summary(found: Found) -> str:
-    """One line: how many comparisons are in bounds, and which are not."""
+    """Say in one line how many comparisons are in bounds, and which are not."""
     rows = [(case, row) for case, rows in found.items() for row in rows]
     compared, changed = ([(case, row) for case, row in rows if row.above is above] for above in (False, True))
     parts = [f"{sum(row.ok for _, row in compared)} of {len(compared)} comparisons in bounds"]
@@ -40,7 +40,7 @@ def is_ok(found: Found) -> bool:
 
 
 def as_json(found: Found) -> dict[str, Any]:
-    """Each comparison with where it differs most; a difference that is not finite as null, which JSON can say."""
+    """Return each comparison with where it differs most; null for a difference that is not finite, as JSON has none."""
     return {
         "ok": is_ok(found),
         "summary": summary(found),

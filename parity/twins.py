@@ -1,4 +1,4 @@
-"""Runs the twins on the same weights and inputs: outputs, and gradients by every parameter and input."""
+"""Runs of the twins on the same weights and inputs: outputs, and gradients by every parameter and input."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +20,7 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Results:
-    """Outputs by name, and the gradients of sum(output * cotangent) by parameters and by inputs, where wanted."""
+    """Outputs by name; where wanted, the gradients of sum(output * cotangent) by parameters and by inputs."""
 
     outputs: Arrays
     gradients: Arrays = field(default_factory=dict)
@@ -29,17 +29,17 @@ class Results:
 
 
 def draw(seed: int, *shape: int) -> np.ndarray:
-    """Standard normal numbers, float64."""
+    """Draw standard normal numbers in float64."""
     return np.random.default_rng(seed).normal(size=shape)
 
 
 def cast(arrays: Sequence[np.ndarray], dtype: Any) -> list[np.ndarray]:
-    """Those that hold floats in `dtype`, the others as they are."""
+    """Cast the arrays that hold floats to `dtype`; leave the others as they are."""
     return [x.astype(dtype) if np.issubdtype(x.dtype, np.floating) else x for x in arrays]
 
 
 def tensors_of(arrays: Iterable[np.ndarray], device: str, requires_grad: bool = False) -> list[torch.Tensor]:
-    """Copies of arrays as tensors; those that hold floats may require gradients."""
+    """Copy arrays to tensors; those that hold floats may require gradients."""
     return [
         torch.tensor(x, device=device, requires_grad=requires_grad and np.issubdtype(x.dtype, np.floating))
         for x in arrays
@@ -47,12 +47,12 @@ def tensors_of(arrays: Iterable[np.ndarray], device: str, requires_grad: bool = 
 
 
 def cast_params(params: Any, dtype: Any) -> Any:
-    """A tree of NumPy arrays in `dtype`."""
+    """Cast a tree of NumPy arrays to `dtype`."""
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
 def random_params(module: Any, *inputs: Any, dtype: Any = np.float64, seed: int = 0, **options: Any) -> dict[str, Any]:
-    """NumPy parameters of a JAX module in which no scale is one and no bias zero, so that each has its effect."""
+    """Draw NumPy parameters of a JAX module. No scale is one and no bias zero, so that each has its effect."""
     generator = np.random.default_rng(seed)
 
     def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> np.ndarray:
@@ -65,12 +65,12 @@ def random_params(module: Any, *inputs: Any, dtype: Any = np.float64, seed: int 
 
 
 def as_arrays(tree: Any) -> Arrays:
-    """The leaves of a nested dict by name, as NumPy arrays."""
+    """Return the leaves of a nested dict by name, as NumPy arrays."""
     return {name: np.asarray(leaf) for name, leaf in flatten_dict(dict(tree), sep="/").items()}
 
 
 def load_weights(twin: nn.Module, params: Mapping[str, Any], dtype: Any, device: str) -> None:
-    """Gives the twin JAX's parameters, and moves it to the device."""
+    """Give the twin JAX's parameters, and move it to the device."""
     twin.to(getattr(torch, jnp.dtype(dtype).name))
     twin.load_state_dict(to_torch(params))
     twin.to(device)
@@ -84,7 +84,7 @@ def run_jax(
     *,
     gradients: bool = True,
 ) -> Results:
-    """Results of `apply(params, *inputs)`, whose outputs are called `names`."""
+    """Compute the results of `apply(params, *inputs)`, whose outputs are called `names`."""
     is_float = [np.issubdtype(x.dtype, np.floating) for x in inputs]
 
     def run(params: Any, inputs: Any) -> Any:
@@ -118,7 +118,7 @@ def run_torch(
     theirs: Results,
     device: str,
 ) -> Results:
-    """As `run_jax`, of a PyTorch function that uses the weights of `twin`; gradients where `theirs` has them."""
+    """Run a PyTorch function that uses the weights of `twin`, as `run_jax` does; gradients where `theirs` has them."""
     with torch.set_grad_enabled(bool(theirs.cotangents)):
         tensors = tensors_of(inputs, device, requires_grad=bool(theirs.cotangents))
         outputs = function(*tensors)
@@ -137,7 +137,7 @@ def run_torch(
 
 
 def compare_results(label: str, bound: float, ours: Results, theirs: Results, **more: tuple[Any, Any]) -> Row:
-    """One row of all that JAX has computed, and of `more` kinds of arrays."""
+    """Make one row of all that JAX has computed, and of `more` kinds of arrays."""
     kinds = more | {
         kind: (getattr(ours, kind), getattr(theirs, kind))
         for kind in ("outputs", "gradients", "input_gradients")
@@ -147,10 +147,10 @@ def compare_results(label: str, bound: float, ours: Results, theirs: Results, **
 
 
 def gradients_of(module: nn.Module, like: Any) -> Arrays:
-    """The gradient by each parameter under JAX's names, as of the parameters `like`."""
+    """Return the gradient by each parameter under JAX's names and shapes, which are those of `like`."""
     return as_arrays(to_jax({name: _gradient(parameter) for name, parameter in module.named_parameters()}, like))
 
 
 def _gradient(tensor: torch.Tensor) -> torch.Tensor:
-    """Zeros where nothing depends on it."""
+    """Return the gradient, or zeros where nothing depends on the tensor."""
     return torch.zeros_like(tensor) if tensor.grad is None else tensor.grad

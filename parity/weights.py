@@ -1,6 +1,6 @@
-"""Weights from one twin to the other and back, to the bit, by one rule.
+"""Weights carried from one twin to the other and back, to the bit, by one rule.
 
-Names are the same, joined by "." in PyTorch's state_dict and nested in JAX. Leaves go as
+Names are the same, joined by "." in PyTorch's state_dict and nested in JAX. Leaves map as
 
     JAX                                        PyTorch
     kernel [in, out]                           weight [out, in]
@@ -11,8 +11,8 @@ Names are the same, joined by "." in PyTorch's state_dict and nested in JAX. Lea
     embedding [V, D] (a table)                 weight [V, D]
     anything else                              the same name and shape
 
-The number of heads can't be seen in PyTorch's shapes, so the way back takes a tree of JAX's shapes. Gradients go by
-the same rule. A file is a safetensors file of the state_dict.
+PyTorch's shapes don't show the number of heads, so the way back takes a tree of JAX's shapes. Gradients follow the
+same rule. A file is a safetensors file of the state_dict.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ _RENAMED = {"kernel": "weight", "scale": "weight"}
 
 
 def to_torch(params: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The state_dict of JAX parameters (or gradients)."""
+    """Convert JAX parameters (or gradients) to a state_dict."""
     state = {}
     for path, leaf in flatten_dict(dict(params)).items():
         array = np.asarray(leaf)
@@ -51,7 +51,7 @@ def to_torch(params: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def to_jax(state: Mapping[str, Tensor], like: Mapping[str, Any]) -> dict[str, Any]:
-    """The JAX parameters, as NumPy arrays, of a state_dict.
+    """Convert a state_dict to JAX parameters, as NumPy arrays.
 
     Args:
         state: tensors under PyTorch's names.
@@ -81,18 +81,18 @@ def to_jax(state: Mapping[str, Tensor], like: Mapping[str, Any]) -> dict[str, An
 
 
 def torch_name(path: tuple[str, ...], ndim: int) -> str:
-    """The name in the state_dict of the leaf at `path` with `ndim` axes."""
+    """Return the state_dict's name of the leaf at `path` with `ndim` axes."""
     leaf = "weight" if path[-1] == "embedding" and ndim == 2 else _RENAMED.get(path[-1], path[-1])
     return ".".join((*path[:-1], leaf))
 
 
 def save(path: str | Path, state: Mapping[str, Tensor]) -> None:
-    """Writes a state_dict as a safetensors file."""
+    """Write a state_dict as a safetensors file."""
     save_file({name: tensor.detach().contiguous() for name, tensor in state.items()}, path)
 
 
 def load(path: str | Path) -> dict[str, Tensor]:
-    """The state_dict of a safetensors file.
+    """Read the state_dict of a safetensors file.
 
     Raises:
         ValueError: if the file is no safetensors file or is damaged.
@@ -107,7 +107,7 @@ def load(path: str | Path) -> dict[str, Tensor]:
 
 
 def twin_of(module: Any, *, width: int, num_tokens: int) -> nn.Module:
-    """The PyTorch twin of a JAX machine or step, with fresh weights, in `module.param_dtype`."""
+    """Make the PyTorch twin of a JAX machine or step, with fresh weights, in `module.param_dtype`."""
     cls = getattr(ttm_torch, type(module).__name__)
     left_out = {"parent", "name", "dtype", "param_dtype", "remat"}
     options = {name: getattr(module, name) for name in type(module).__dataclass_fields__ if name not in left_out}
@@ -116,20 +116,20 @@ def twin_of(module: Any, *, width: int, num_tokens: int) -> nn.Module:
 
 
 def _matrix_shape(path: tuple[str, ...], shape: tuple[int, ...]) -> tuple[int, int]:
-    """A kernel's shape as a matrix [inputs, outputs]; an attention's output kernel is [H, K, D]."""
+    """Return a kernel's shape as a matrix [inputs, outputs]; an attention's output kernel is [H, K, D]."""
     num_inputs = len(shape) - 1 if path[-2:-1] == ("out",) else 1
     return int(np.prod(shape[:num_inputs])), int(np.prod(shape[num_inputs:]))
 
 
 def _to_tensor(array: np.ndarray) -> Tensor:
-    """A copy of `array`, to the bit; NumPy's bfloat16 is no type that PyTorch takes."""
+    """Copy `array` to the bit, by way of integers: PyTorch does not take NumPy's bfloat16."""
     numpy_bits, _ = _SAME_BITS[array.itemsize]
     bits = torch.from_numpy(np.array(array, order="C", copy=True).view(numpy_bits))
     return bits.view(getattr(torch, array.dtype.name))
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """A copy of `tensor`, to the bit, from any device."""
+    """Copy `tensor` to the bit, from any device."""
     _, torch_bits = _SAME_BITS[tensor.element_size()]
     bits = tensor.detach().cpu().contiguous().view(torch_bits).numpy()
     return bits.view(jax.numpy.dtype(str(tensor.dtype).removeprefix("torch."))).copy()

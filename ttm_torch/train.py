@@ -29,9 +29,9 @@ def start(
     stop: Callable[[], bool] = lambda: False,
     device: str | None = None,
 ) -> Iterator[Event]:
-    """Give the events of a run in PyTorch; see `ttm_jax.training.loop.train`.
+    """Yield the events of a run in PyTorch; see `ttm_jax.training.loop.train`.
 
-    `device` is "cpu" or "cuda"; a GPU where there is one, if None.
+    `device` is "cpu" or "cuda"; where None, a GPU if there is one.
     """
     objective = make_objective(config, "ttm_torch")
     engine = TorchEngine(objective, config.optimizer, config.train.seed, task.batch_size, find_device(device))

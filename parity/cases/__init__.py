@@ -1,4 +1,4 @@
-"""All comparisons. Cases are independent of each other; the mutations run alone, after the others."""
+"""All comparisons. Cases do not depend on each other; the mutations run alone, after the others."""
 
 from parity.cases import data, layers, machine, multiplier, mutations, scenic, training, weights
 from parity.compare import Case

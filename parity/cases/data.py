@@ -1,7 +1,7 @@
 """The data: both packages give the same batches and held-out sets, and they are those that they have always been.
 
-The twins share the code of the data, which is NumPy's alone: they differ where one of them stops to share it. The
-checksums differ where the data change.
+The twins share the code of the data, which needs only NumPy. They differ once one of them stops sharing it. The
+checksums differ once the data change.
 """
 
 import hashlib
@@ -22,10 +22,10 @@ _SEEDS_AND_STEPS = ((0, 0), (0, 1), (3, 1000), (2**32 - 1, 7))
 
 @dataclass(frozen=True, eq=False)
 class DataCase:
-    """Arrays that `make(package)` gives, the same to the bit for both packages, and their checksum.
+    """The arrays of `make(package)`, which must be the same to the bit for both packages, and their checksum.
 
     Attributes:
-        checksum: of `make(package)`; to be renewed, and told in the changelog, where the data are meant to change.
+        checksum: of `make(package)`. Where the data are meant to change, renew it and tell so in the changelog.
     """
 
     name: str
@@ -46,7 +46,7 @@ class DataCase:
 
 
 def checksum(arrays: Arrays) -> str:
-    """SHA-256 of names, shapes and numbers, in order."""
+    """Compute the SHA-256 of names, shapes and numbers, in order."""
     digest = hashlib.sha256()
     for name, array in arrays.items():
         digest.update(f"{name} {array.shape}".encode())
@@ -55,7 +55,7 @@ def checksum(arrays: Arrays) -> str:
 
 
 def _batches(package: Any) -> Arrays:
-    """Batches at every stage, of several seeds and steps, with and without a mixture and augmentation."""
+    """Draw batches at every stage, of several seeds and steps, with and without a mixture and augmentation."""
     arrays: dict[str, Any] = {}
     for stage, augment in product(range(7), ((), ("swap", "leading_zeros"))):
         dataset = package.MultiplicationDataset(batch_size=16, start_stage=stage, augment=augment)
@@ -68,7 +68,7 @@ def _batches(package: Any) -> Arrays:
 
 
 def _generated(package: Any) -> Arrays:
-    """What `generate_batch` gives call by call while the difficulty rises, with other ranges and limits."""
+    """Draw by `generate_batch` while the difficulty rises, with other ranges and limits."""
     dataset = package.MultiplicationDataset(
         8, seed=5, stages=((0, 99), (10, 999)), max_digits=(3, 2), augment=("swap",)
     )
@@ -84,7 +84,7 @@ def _generated(package: Any) -> Arrays:
 
 
 def _held_out(package: Any) -> Arrays:
-    """The pairs that evaluation asks for, of each operand length, and which pairs training must not sample."""
+    """List the pairs that evaluation asks for, of each operand length, and the pairs that training must not sample."""
     lengths = [(long, short) for long in range(1, 6) for short in range(1, long + 1)]
     sets = {f"{long}x{short}": package.held_out_pairs((long, short), 100) for long, short in lengths}
     grid = np.arange(200)

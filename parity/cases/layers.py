@@ -47,7 +47,7 @@ _PROBABILITIES, _MASK = 1 / (1 + np.exp(-draw(5, 4, 12))), (draw(6, 4, 12) > 0).
 
 @dataclass(frozen=True, eq=False)
 class LayerCase:
-    """A JAX module and its twin, or a function of the same name: `make_jax(dtype)` and `make_torch()` give them."""
+    """A JAX module and its twin, or two functions of the same name; `make_jax(dtype)` and `make_torch()` make them."""
 
     name: str
     make_jax: Callable[[Any], Any]
@@ -55,7 +55,7 @@ class LayerCase:
     inputs: tuple[np.ndarray, ...]
 
     def rows(self, device: str) -> list[Row]:
-        """In float64 outputs and gradients; in float32 outputs."""
+        """Compare outputs and gradients in float64, outputs in float32."""
         return [self._row(np.float64, FLOAT64_BOUND, device), self._row(np.float32, FLOAT32_BOUND, device)]
 
     def _row(self, dtype: Any, bound: float, device: str) -> Row:
@@ -70,7 +70,7 @@ class LayerCase:
 
 @cache
 def _reference(case: LayerCase, dtype: Any) -> tuple[Any, Results]:
-    """The parameters and JAX's results."""
+    """Compute the parameters and JAX's results."""
     with jax.enable_x64(dtype == np.float64):
         inputs, ours, gradients = cast(case.inputs, dtype), case.make_jax(dtype), dtype == np.float64
         if not isinstance(ours, linen.Module):
@@ -93,8 +93,8 @@ class FunctionalCase:
     """A module as a pure function of its parameters and inputs, under the same name in both packages.
 
     Attributes:
-        module: whose parameters the function takes.
-        init_inputs: of the module, where they are not the function's.
+        module: the module whose parameters the function takes.
+        init_inputs: the module's inputs, where they are not the function's.
     """
 
     function: str
@@ -124,7 +124,7 @@ def _functional_reference(case: FunctionalCase) -> tuple[Any, np.ndarray]:
 
 @dataclass(frozen=True, eq=False)
 class ExactCase:
-    """Functions of the same names whose results must be equal: each takes the package and the arrays by name."""
+    """Functions whose results must be equal in both packages. Each takes the package and the arrays by name."""
 
     name: str
     arrays: Mapping[str, np.ndarray]
@@ -146,7 +146,7 @@ def _exact_reference(case: ExactCase) -> Arrays:
 
 
 def _module(name: str, ours: Any, make_torch: Callable[[], nn.Module], *inputs: np.ndarray) -> LayerCase:
-    """A case of a linen module, with parameters of the wanted dtype where it has any."""
+    """Make a case of a linen module, with parameters of the wanted dtype where it has any."""
 
     def make_jax(dtype: Any) -> Any:
         return ours.clone(param_dtype=dtype) if hasattr(ours, "param_dtype") else ours
@@ -155,7 +155,7 @@ def _module(name: str, ours: Any, make_torch: Callable[[], nn.Module], *inputs: 
 
 
 def _function(name: str, *inputs: np.ndarray, **keywords: Any) -> LayerCase:
-    """A case of the functions of that name."""
+    """Make a case of the functions of that name."""
     ours, twin = (partial(getattr(package, name), **keywords) for package in (ttm_jax, ttm_torch))
     return LayerCase(f"layers/{name}", lambda _: ours, lambda: twin, inputs)
 

@@ -39,7 +39,7 @@ MODES = tuple(product(READS, WRITES, PROCESSING_UNITS))
 
 
 def _machine(*modes: str, **fields: Any) -> Any:
-    """A small machine; `modes` are read, write and processing."""
+    """Make a small machine; `modes` are read, write and processing."""
     options: Any = {**SIZES, **dict(zip(("read", "write", "processing"), modes, strict=True)), **fields}
     return TokenTuringMachine(**options)
 
@@ -68,7 +68,7 @@ _WITH_GRADIENTS = (
 
 
 def name_of(machine: Any) -> str:
-    """ "mlp-erase_add-mixer", "mlp-mlp-mlp-scenic", "simple-mixer"."""
+    """Name a machine by its modes: "mlp-erase_add-mixer", "mlp-mlp-mlp-scenic", "simple-mixer"."""
     modes = [getattr(machine, field, None) for field in ("read", "write", "processing", "compat")]
     return "-".join([*(["simple"] if modes[0] is None else []), *filter(None, modes)])
 
@@ -77,8 +77,8 @@ def name_of(machine: Any) -> str:
 class MachineCase:
     """A machine over two chunks, the memory carried from one to the other.
 
-    JAX runs the chunks; the twin runs them and the whole sequence. With gradients they start from the initial memory
-    and go back through both chunks, without from a memory that is given.
+    JAX runs the chunks; the twin runs them and the whole sequence. With gradients, they start from the initial memory
+    and go back through both chunks. Without gradients, they start from a given memory.
     """
 
     machine: Any
@@ -95,7 +95,7 @@ class MachineCase:
         return "-".join([f"{group}/{name_of(self.machine)}", *(word for word, is_so in unusual.items() if is_so)])
 
     def rows(self, device: str) -> list[Row]:
-        """In float64 and in float32; gradients in float64."""
+        """Compare in float64 and in float32; gradients in float64."""
         return [self._row(np.float64, FLOAT64_BOUND, device), self._row(np.float32, FLOAT32_BOUND, device)]
 
     def _row(self, dtype: Any, bound: float, device: str) -> Row:
@@ -114,7 +114,7 @@ class MachineCase:
 
 
 def _stream(run: Callable[..., Any], tokens_BxTxNxD: Any, memory: Any, concatenate: Callable[..., Any]) -> Any:
-    """What _NAMES says, of `run(tokens, memory)` on two chunks."""
+    """Run `run(tokens, memory)` on two chunks; return what _NAMES says."""
     first, carried = run(tokens_BxTxNxD[:, :T], memory)
     second, last = run(tokens_BxTxNxD[:, T:], carried)
     return concatenate([first, second], 1), carried, last
@@ -131,7 +131,7 @@ def _params(case: MachineCase) -> Any:
 
 @cache
 def _reference(case: MachineCase, dtype: Any) -> tuple[Any, Results]:
-    """The parameters and JAX's results."""
+    """Compute the parameters and JAX's results."""
     machine = case.machine.clone(param_dtype=dtype)
     tokens, memory = _inputs(dtype)
 

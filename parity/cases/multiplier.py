@@ -43,7 +43,7 @@ class LogitsCase:
 
 @dataclass(frozen=True, eq=False)
 class Bfloat16Case:
-    """Logits computed in bfloat16, of weights in float32: between the twins, and of each against its own float32."""
+    """Logits in bfloat16, with weights in float32: the twins against each other, and each against its own float32."""
 
     config: str
     write: str
@@ -64,7 +64,7 @@ class Bfloat16Case:
 
 
 def _row(label: str, bound: float, ours: tuple[Any, Any], theirs: tuple[Any, Any]) -> Row:
-    """A row of logits and the logit of padding, each of their own kind."""
+    """Make a row of two kinds: the logits, and the logit of padding."""
     kinds = {name: ({"": a}, {"": b}) for name, a, b in zip(("logits", "padding"), ours, theirs, strict=True)}
     return compared(label, bound, **kinds)
 
@@ -91,7 +91,7 @@ def _jax_logits(name: str, dtype: str, write: str = "mlp") -> tuple[np.ndarray, 
 
 @cache
 def _model(name: str, dtype: str, write: str) -> tuple[ModelConfig, Any]:
-    """A shipped config that computes in `dtype`, without dropout, and parameters; float32 at least."""
+    """Load a shipped config, without dropout, to compute in `dtype`; draw parameters, in float32 at least."""
     param_dtype = "float32" if dtype == "bfloat16" else dtype
     options: Any = dict(write=write, dtype=dtype, param_dtype=param_dtype, dropout_rate=0.0)
     config = dataclasses.replace(load_config(shipped_configs() / f"{name}.toml").model, **options)

@@ -1,4 +1,4 @@
-"""That the comparisons can fail: the twin, its weights or the data are changed a little, and it must be seen."""
+"""Proof that the comparisons can fail: the twin, its weights or the data change a little, which must be seen."""
 
 import math
 from collections.abc import Callable
@@ -22,10 +22,10 @@ from ttm_torch.multiplication import losses, model as multiplier
 
 @dataclass(frozen=True, eq=False)
 class MutationCase:
-    """A case as it is, which must be in bounds, and under a change, which must take it out of them.
+    """A case that must be in bounds as it is, and out of bounds under a change.
 
     Attributes:
-        change: makes the context in which the change stands. It stands for the whole process.
+        change: makes the context in which the change holds, for the whole process.
     """
 
     title: str
@@ -54,7 +54,7 @@ def _excess(row: Row) -> float:
 
 
 def _weights_changed(name: str, change: Callable[[Tensor], Tensor]) -> Callable[[], AbstractContextManager]:
-    """The twin gets the weights of JAX but for the one called `name`."""
+    """Give the twin JAX's weights, with the one called `name` changed."""
 
     def changed(params: Any) -> dict[str, Tensor]:
         state = weights.to_torch(params)

@@ -26,7 +26,7 @@ from ttm_jax.machine.processing import PROCESSING_UNITS
 
 @dataclass(frozen=True, eq=False)
 class ScenicCase:
-    """One file, computed with the original; raises `CaseError` where it is missing or damaged."""
+    """One file, computed with the original. Its rows raise `CaseError` where it is missing or damaged."""
 
     stem: str
 
@@ -47,7 +47,7 @@ class ScenicCase:
 
 
 def run_torch(case: scenic.Case, device: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """As `parity.scenic.run`, of the twin."""
+    """Run the twin on a case; return the same as `parity.scenic.run`."""
     params = from_scenic(case.params, case.meta)
     names = [name for name in ("memory", "tokens") if name in case.inputs]
     inputs = [case.inputs[name] for name in names]

@@ -61,12 +61,12 @@ def multiplier_params(model: ttm_jax.TTMModel, dtype: Any) -> dict[str, Any]:
 
 
 def split_padding(logits_BxTxV: Any) -> tuple[Any, Any]:
-    """The logits, and that of padding: -10000, beside which a difference in the others would not be seen."""
+    """Split off the logit of padding: beside its -10000, a difference in the others would not be seen."""
     return logits_BxTxV[..., :_PAD], logits_BxTxV[..., _PAD:]
 
 
 class Task(NamedTuple):
-    """What is trained: losses give (loss, outputs by name) of a batch."""
+    """What is trained. The loss functions return (loss, outputs by name) of a batch."""
 
     params: Any
     make_twin: Callable[[], nn.Module]
@@ -76,7 +76,7 @@ class Task(NamedTuple):
 
 
 def multiplier_task(config: ModelConfig) -> Task:
-    """The multiplier and its loss on its data."""
+    """Make the task of the multiplier: its loss on its data."""
     model = ttm_jax.TTMModel(config)
 
     def jax_loss(params: Any, batch: Any) -> Any:
@@ -93,7 +93,7 @@ def multiplier_task(config: ModelConfig) -> Task:
 
 
 def machine_task(machine: Any) -> Task:
-    """A machine from its initial memory, and the mean squared error of outputs and memory."""
+    """Make the task of a machine from its initial memory: the mean squared error of outputs and memory."""
     machine = machine.clone(param_dtype=np.float64)
     tokens, width, num_tokens = (machines.B, machines.T, machines.N, machines.D), machines.D, machines.N
     outputs, memory = ((*tokens[:2], machine.process_size, width), (machines.B, machine.memory_size, width))
@@ -116,7 +116,7 @@ def machine_task(machine: Any) -> Task:
 
 
 class Training(NamedTuple):
-    """What a training went through: outputs and gradients of the first step, all losses, the weights at the end."""
+    """The results of a training: outputs and gradients of the first step, all losses, the weights at the end."""
 
     outputs: Arrays
     gradients: Arrays
@@ -126,7 +126,7 @@ class Training(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TrainingCase:
-    """`make_task()` trained by both twins from the same weights with Adam, clipping included."""
+    """A task that both twins train from the same weights with Adam, clipping included."""
 
     name: str
     make_task: Callable[[], Task]
@@ -187,7 +187,7 @@ def _train_torch(task: Task, device: str) -> Training:
 
 
 def _with_wide_counts(opt_state: Any) -> Any:
-    """Optax computes rates and bias corrections in float32 from a count in int32, in float64 from one in int64."""
+    """Make the counts int64: from int32, Optax would compute rates and bias corrections in float32."""
     return jax.tree.map(lambda x: x.astype("int64") if x.ndim == 0 else x, opt_state)
 
 

@@ -1,8 +1,9 @@
-"""Checks this library against the original implementation, case by case: outputs and gradients.
+"""Checks of this library against the original implementation, case by case: outputs and gradients.
 
 A case is an `.npz` file computed with the unmodified Scenic modules (`projects/token_turing`):
 `meta` (JSON: the original class and its constructor arguments), `params/...` and `grads/...` under the
-original's parameter names, `in/...` and `out/...`. The gradients are those of sum(out * cot).
+original's parameter names, `in/...` and `out/...`. The gradients are those of sum(out * cot), where `in/cot_...`
+has the cotangents.
 """
 
 from parity.scenic.check import GRADIENT_BOUND, OUTPUT_BOUND, CaseCheck, check_case, compare, run

@@ -28,7 +28,7 @@ def _parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command: one row a case as it is done; 0 when all are in bounds, 1 when one is not, 2 on bad input."""
+    """Print a row for each case as it is done; return 0 if all are in bounds, 1 if one is not, 2 on bad input."""
     parser = _parser()
     options = parser.parse_args(argv)
     try:
@@ -58,7 +58,7 @@ def _print_table(cases: Sequence[Case]) -> list[CaseCheck]:
 
 
 def _as_json(check: CaseCheck) -> dict[str, Any]:
-    """The check with `ok`; a difference that is not finite as null, which JSON can say."""
+    """Return the check with `ok`; null for a difference that is not finite, as JSON has none."""
     fields = asdict(check) | {"ok": check.ok}
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in fields.items()

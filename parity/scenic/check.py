@@ -14,7 +14,7 @@ from parity.scenic.files import Case, load_case
 from parity.scenic.names import from_scenic, to_scenic
 from parity.scenic.original import ENCODER, build_machine
 
-# Float32 rounding; that of a gradient has come through the layers twice.
+# Float32 rounding; a gradient goes through the layers twice.
 OUTPUT_BOUND, GRADIENT_BOUND = FLOAT32_BOUND, 2 * FLOAT32_BOUND
 
 
@@ -30,12 +30,12 @@ class CaseCheck:
 
     @property
     def ok(self) -> bool:
-        """Both within their bounds; False for NaN."""
+        """Tell whether both are within their bounds; False for NaN."""
         return self.outputs <= self.output_bound and self.gradients <= self.gradient_bound
 
 
 def run(case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Outputs, and gradients under the original's names, of our machine on the case, with full float32 products."""
+    """Run our machine on the case, in full float32; return outputs, and gradients under the original's names."""
     machine = build_machine(case.meta)
     params = from_scenic(case.params, case.meta)
 
@@ -54,7 +54,7 @@ def run(case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def compare(case: Case) -> CaseCheck:
-    """Runs our machine on the case and compares outputs and gradients."""
+    """Run our machine on the case and compare outputs and gradients."""
     outputs, grads = run(case)
     return CaseCheck(
         case.name,
@@ -64,5 +64,5 @@ def compare(case: Case) -> CaseCheck:
 
 
 def check_case(path: str | Path) -> CaseCheck:
-    """`compare(load_case(path))`."""
+    """Load a case and compare it: `compare(load_case(path))`."""
     return compare(load_case(path))

@@ -34,10 +34,10 @@ class Case:
 
 
 def load_case(path: str | Path) -> Case:
-    """Reads and checks a case, without pickle.
+    """Read and check a case, without pickle.
 
     Raises:
-        CaseError: in one line: the file, what is wrong with it and what would be right.
+        CaseError: with one line that names the file, what is wrong with it and what would be right.
     """
     path = Path(path)
     try:
@@ -54,7 +54,7 @@ def load_case(path: str | Path) -> Case:
 
 
 def shipped_cases() -> Path:
-    """The folder of the cases that come with the package."""
+    """Return the folder of the cases that come with the package."""
     return shipped(Path(__file__).parents[1], "scenic_cases", "tests/data/scenic")
 
 
@@ -98,7 +98,7 @@ def _read_meta(array: np.ndarray | None) -> dict[str, Any]:
 
 
 def _check_arrays(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
-    """Every array that the case needs is there and no other, each float32, finite and of its shape."""
+    """Check that the case has every array that it needs and no other, each float32, finite and of its shape."""
     expected = _expected_shapes(arrays.get("in/tokens"), meta)
     for name, shape in expected.items():
         if name not in arrays:
@@ -113,7 +113,7 @@ def _check_arrays(arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> 
 
 
 def _expected_shapes(tokens: np.ndarray | None, meta: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The shape of each array of a case with these input tokens."""
+    """Return the shape of each array of a case with these input tokens."""
     encoder = meta["cls"] == ENCODER
     axes = "[B, T, N, D]" if encoder else "[B, N, D]"
     if tokens is None:

@@ -79,7 +79,7 @@ _LEAVES = {
 
 
 def from_scenic(params: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The original's parameters, nested or with names joined by "/", as the tree of `build_machine(meta)`.
+    """Convert the original's parameters, nested or with names joined by "/", to the tree of `build_machine(meta)`.
 
     Raises:
         ValueError: naming the parameter that is missing or that the original does not have.
@@ -98,7 +98,7 @@ def from_scenic(params: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str,
 
 
 def to_scenic(tree: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any]:
-    """Our parameters or gradients under the original's names; zeros for the parameter that has no effect.
+    """Convert our parameters or gradients to the original's names; zeros for the parameter that has no effect.
 
     Raises:
         ValueError: naming the leaf that is missing or that the original does not have.
@@ -119,7 +119,7 @@ def to_scenic(tree: Mapping[str, Any], meta: Mapping[str, Any]) -> dict[str, Any
 
 
 def _name_pairs(meta: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
-    """Each parameter's original name and ours; None where we have no such parameter."""
+    """Yield each parameter's original name and ours; None where we have no such parameter."""
     outside = ("unit_function/", "step/") if meta["cls"] == ENCODER else ("", "")
     for rows, where in _modules(meta):
         for theirs, ours, holds in rows:
@@ -129,7 +129,7 @@ def _name_pairs(meta: Mapping[str, Any]) -> Iterator[tuple[str, str | None]]:
 
 
 def _modules(meta: Mapping[str, Any]) -> Iterator[tuple[_Rows, dict[str, Any]]]:
-    """Rows of the table of names, and what their placeholders stand for."""
+    """Yield rows of the table of names, and what their placeholders stand for."""
     arguments = complete_arguments(meta)
     unit, layers = arguments["processing_unit"], arguments["num_layers"]
     yield _AROUND_LAYERS[unit], dict(end=layers)

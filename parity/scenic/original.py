@@ -25,9 +25,9 @@ MODES = {"TL": ("mlp", "mlp"), "TL-MHA": ("query", "query"), "TL-AddErase": ("ml
 
 
 def build_machine(meta: Mapping[str, Any]) -> nn.Module:
-    """Our module for the original's class and arguments, with `compat="scenic"`.
+    """Make our module for the original's class and arguments, with `compat="scenic"`.
 
-    The encoder hands neither heads, MLP width nor positions on to its unit: 12, 512 and none.
+    The original's encoder passes neither heads nor MLP width nor positions on to its unit: 12, 512 and none hold.
 
     Raises:
         ValueError: for a class, argument or value that the original does not have.
@@ -53,7 +53,7 @@ def build_machine(meta: Mapping[str, Any]) -> nn.Module:
 
 
 def complete_arguments(meta: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor arguments in `meta`, completed with the original's defaults.
+    """Complete the constructor arguments in `meta` with the original's defaults.
 
     Raises:
         ValueError: for a class, argument or value that the original does not have.
@@ -83,7 +83,7 @@ def complete_arguments(meta: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe(meta: Mapping[str, Any]) -> str:
-    """The original's class with the arguments that decide which parameters it has."""
+    """Name the original's class with the arguments that decide which parameters it has."""
     arguments = complete_arguments(meta)
     told = ("memory_mode", "processing_unit", "num_layers", "use_positional_embedding")
     return f"{meta['cls']}({', '.join(f'{name}={arguments[name]}' for name in told if name in arguments)})"

@@ -10,19 +10,19 @@ _UNLIMITED = 2**31 - 1
 
 
 def keep_freed_memory(jax: bool = True) -> bool:
-    """Makes malloc reuse freed memory in place of returning it to the system.
+    """Make malloc reuse freed memory instead of returning it to the system.
 
-    To be called before the first array is made. XLA on the CPU allocates the temporary memory of a program anew at each
-    call. By default glibc gets buffers above 32 MB from the system and returns them each time, so that each step pays
-    for tens of thousands of new pages. The process then stays as large as it ever was.
+    Call this before the first array is made. On the CPU, XLA allocates a program's temporary memory anew at each call.
+    By default glibc takes buffers above 32 MB from the system and returns them each time. Each step then pays for tens
+    of thousands of new pages. The price of keeping them is that the process stays as large as it ever was.
 
     Args:
-        jax: also make JAX run programs on the CPU in the thread that calls them, which waits for them: in other threads
-            than the main one glibc reuses no more than 64 MB. What several devices compute runs in other threads all
-            the same; training divides it into parts that take less.
+        jax: also make JAX run programs on the CPU in the thread that calls them, which waits for them. Outside the
+            main thread, glibc reuses no more than 64 MB. Work of several devices still runs in other threads;
+            training divides it into parts that take less.
 
     Returns:
-        Whether it was done: False where the C library is not glibc, or refuses it.
+        Whether it was done: False where the C library is not glibc, or refuses.
     """
     if platform.libc_ver()[0] != "glibc":
         return False
@@ -36,13 +36,13 @@ def keep_freed_memory(jax: bool = True) -> bool:
 
 
 def release_freed_memory() -> None:
-    """Returns to the system what malloc keeps of freed memory; does nothing where the C library is not glibc."""
+    """Return to the system the freed memory that malloc keeps; do nothing where the C library is not glibc."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident_bytes(name: str) -> int | None:
-    """The process's resident memory, now ("VmRSS") or at most ("VmHWM"); None where the system is not Linux."""
+    """Read the process's resident memory, now ("VmRSS") or at its peak ("VmHWM"); None outside Linux."""
     status = Path("/proc/self/status")
     line = re.search(rf"{name}:\s+(\d+) kB", status.read_text(encoding="utf-8")) if status.exists() else None
     return None if line is None else 1024 * int(line[1])

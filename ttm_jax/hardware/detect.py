@@ -1,6 +1,6 @@
 """What this machine is: processor, caches, instruction sets, memory, accelerators.
 
-Linux says all of it in /proc and /sys. What a machine does not say is None here and "unknown" where it is printed.
+Linux says all of it in /proc and /sys. What a machine does not say is None here, and "unknown" where it is printed.
 """
 
 import contextlib
@@ -40,10 +40,10 @@ class Machine:
     """The host.
 
     Attributes:
-        processor, architecture: names, "unknown" where the machine gives none.
+        processor, architecture: names; "unknown" where the machine gives none.
         cores: physical cores.
         cpus: hardware threads.
-        usable_cpus: those that this process may use, by its affinity and its control group.
+        usable_cpus: hardware threads that this process may use, by its affinity and its control group.
         caches: by level.
         instruction_sets: those of INSTRUCTION_SETS that the processor has.
         memory_bytes: main memory, or the control group's limit where that is lower.
@@ -59,12 +59,12 @@ class Machine:
     memory_bytes: int | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as in a result file."""
+        """Return plain values, as in a result file."""
         return asdict(self) | {"caches": [asdict(cache) for cache in self.caches]}
 
 
 def detect_machine(root: Path = ROOT) -> Machine:
-    """The machine of the file system at `root`; no part of it is guessed."""
+    """Describe the machine of the file system at `root`; guess nothing."""
     return Machine(
         processor=processor_name(root),
         architecture=platform.machine() or UNKNOWN,
@@ -78,9 +78,9 @@ def detect_machine(root: Path = ROOT) -> Machine:
 
 
 def processor_name(root: Path = ROOT) -> str:
-    """The processor's name by /proc/cpuinfo, or by `lscpu` where that has none (Arm).
+    """Read the processor's name from /proc/cpuinfo, or ask `lscpu` where that has none (Arm).
 
-    With family and model where it has them (x86): virtual machines call processors of several generations "AMD EPYC".
+    Family and model are added where there are any (x86): virtual machines call several generations "AMD EPYC".
     """
     name = _cpuinfo(root, "model name") or _lscpu("Model name") or platform.processor() or UNKNOWN
     family, model = _cpuinfo(root, "cpu family"), _cpuinfo(root, "model")
@@ -88,12 +88,12 @@ def processor_name(root: Path = ROOT) -> str:
 
 
 def usable_cores(root: Path = ROOT) -> int | None:
-    """Physical cores, or hardware threads that this process may use where those are fewer."""
+    """Count the physical cores, or the hardware threads that this process may use where those are fewer."""
     return min((n for n in (_cores(root), usable_cpus(root)) if n is not None), default=None)
 
 
 def usable_cpus(root: Path = ROOT) -> int | None:
-    """Hardware threads that this process may use, by its affinity and its control group."""
+    """Count the hardware threads that this process may use, by its affinity and its control group."""
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     quota, _, period = (_read(root / "sys/fs/cgroup/cpu.max") or "").partition(" ")
     if not quota.isdecimal() or not period.isdecimal():
@@ -103,7 +103,7 @@ def usable_cpus(root: Path = ROOT) -> int | None:
 
 
 def describe_device(device: "jax.Device") -> dict[str, Any]:
-    """An accelerator, or the processor as JAX sees it, as plain values; None for what it does not say."""
+    """Describe an accelerator, or the processor as JAX sees it, in plain values; None for what it does not say."""
     return {
         "kind": device.device_kind,
         "platform": device.platform,
@@ -115,7 +115,7 @@ def describe_device(device: "jax.Device") -> dict[str, Any]:
 
 
 def devices_present() -> list["jax.Device"]:
-    """One device of each kind that JAX sees, the processor first."""
+    """List one device of each kind that JAX sees, the processor first."""
     import jax  # here alone: the PyTorch twin uses the rest of this module without JAX
 
     devices = list(jax.devices())
@@ -126,18 +126,18 @@ def devices_present() -> list["jax.Device"]:
 
 
 def _count(device: "jax.Device") -> int:
-    """How many of its kind there are; the processor is one, however many devices JAX makes of it."""
+    """Count the devices of this kind; the processor is one, however many devices JAX makes of it."""
     return 1 if device.platform == "cpu" else sum(d.device_kind == device.device_kind for d in device.client.devices())
 
 
 def total_memory(device: "jax.Device") -> int | None:
-    """Bytes that arrays on the device may take: what JAX's allocator has, or the machine's memory."""
+    """Return the bytes that arrays on the device may take: what JAX's allocator has, or the machine's memory."""
     limit = (device.memory_stats() or {}).get("bytes_limit")
     return _memory_bytes(ROOT) if limit is None and device.platform == "cpu" else limit
 
 
 def free_memory(device: "jax.Device") -> int | None:
-    """Bytes that arrays on the device may still take."""
+    """Return the bytes that arrays on the device may still take; None where that is unknown."""
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)

@@ -1,7 +1,7 @@
 """A causal Transformer with a key-value cache: what the machine is measured against.
 
-Its step takes N new tokens, as the machine's does, and attends to all tokens there ever were.
-C is the capacity of the cache in tokens, Q the number of new tokens.
+Like the machine, it takes new tokens at each step; unlike it, it attends to all tokens there ever were.
+Q is the number of new tokens, C the capacity of the cache in tokens.
 """
 
 from functools import partial
@@ -32,8 +32,8 @@ class CausalTransformer(nn.Module):
         cache = transformer.empty_cache(B, capacity, D)
         outputs_BxQxD, cache = transformer.apply(variables, tokens_BxQxD, cache)         # streaming
 
-    The blocks are those of `TransformerStack`: same width, heads and MLP. Donate the cache to a jitted step, or
-    every step copies it. What does not fit the cache's capacity is the caller's mistake; it is not checked.
+    The blocks are those of `TransformerStack`: same width, heads and MLP. Donate the cache to a jitted step;
+    otherwise every step copies it. Nothing checks that the tokens fit the cache's capacity: the caller must.
     """
 
     num_layers: int = 4
@@ -60,14 +60,14 @@ class CausalTransformer(nn.Module):
         return outputs_BxQxD, Cache(tuple(keys), tuple(values), cache.length + tokens_BxQxD.shape[1])
 
     def empty_cache(self, batch_size: int, capacity: int, width: int, dtype: Dtype = jnp.float32) -> Cache:
-        """Room for `capacity` tokens of width D."""
+        """Make a cache with room for `capacity` tokens of width D."""
         shape = (batch_size, self.num_heads, capacity, width // self.num_heads)
         empty = tuple(jnp.zeros(shape, dtype) for _ in range(2 * self.num_layers))
         return Cache(empty[: self.num_layers], empty[self.num_layers :], jnp.zeros((), jnp.int32))
 
 
 class CachedAttention(nn.Module):
-    """Causal attention of new tokens to a cache that they are added to first.
+    """Causal attention of new tokens to a cache. The new tokens are added to the cache first.
 
     Raises:
         ValueError: unless the width makes heads of an even width each, as rotary positions need.
@@ -86,6 +86,7 @@ class CachedAttention(nn.Module):
             raise ValueError(f"width must be a multiple of 2 x num_heads ({2 * self.num_heads}), got {D}")
         dense = partial(nn.DenseGeneral, dtype=self.dtype, param_dtype=self.param_dtype)
         project = partial(dense, features=(self.num_heads, D // self.num_heads))
+        # 1. project the new tokens  2. add them to the cache  3. attend to all that is in it
         q, k, v = (jnp.swapaxes(project(name=name)(x_BxQxD), 1, 2) for name in ("query", "key", "value"))
         positions_Q = length + jnp.arange(Q)
         start = (0, 0, length, 0)
@@ -99,7 +100,7 @@ class CachedAttention(nn.Module):
 def attend(
     q_BxHxQxK: jax.Array, keys_BxHxCxK: jax.Array, values_BxHxCxK: jax.Array, positions_Q: jax.Array
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(K)) v over the keys up to each query's position."""
+    """Compute softmax(q k^T / sqrt(K)) v over the keys up to each query's position."""
     B, H, Q, K = q_BxHxQxK.shape
     size = block_size(Q)
     heads = []
@@ -123,16 +124,16 @@ def _attend_block(
 
 
 def block_size(Q: int) -> int:
-    """How many of Q queries attend at a time."""
+    """Return how many of Q queries attend at a time: the largest divisor of Q up to QUERY_BLOCK."""
     return max(size for size in range(1, QUERY_BLOCK + 1) if Q % size == 0)
 
 
 def query_groups(Q: int, C: int) -> list[tuple[int, int, int]]:
-    """Queries, from and to, whose blocks attend to the same keys, and to how many of the C.
+    """Group the queries by the keys that they attend to: (first query, end, number of the C keys) of each group.
 
-    Where there are as many keys, the queries are a whole sequence: a group is two blocks, which attend to the keys up
-    to their own end, for its mask would hide the others. A loop over two blocks keeps the scores of one at a time,
-    where single blocks would all be computed first.
+    With fewer queries than keys there is one group, which attends to all keys. Otherwise the queries are a whole
+    sequence. A group is then two blocks, and attends to the keys up to its own end: the mask hides all later ones.
+    Two, because a loop over them holds the scores of one at a time; single blocks would all be computed first.
     """
     if Q < C:
         return [(0, Q, C)]
@@ -142,7 +143,7 @@ def query_groups(Q: int, C: int) -> list[tuple[int, int, int]]:
 
 
 def rotate(x_BxHxQxK: jax.Array, positions_Q: jax.Array) -> jax.Array:
-    """Rotary position embedding: pair i of the K / 2 pairs (i, i + K / 2) turned by position x base^(-2 i / K)."""
+    """Apply the rotary position embedding: turn pair i, the numbers i and i + K / 2, by position x base^(-2 i / K)."""
     half = x_BxHxQxK.shape[-1] // 2
     angles = positions_Q[:, None].astype(jnp.float32) * ROTARY_BASE ** (-jnp.arange(half) / half)[None]
     cos, sin = (f(angles).astype(x_BxHxQxK.dtype)[None, None] for f in (jnp.cos, jnp.sin))

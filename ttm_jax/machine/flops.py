@@ -1,8 +1,8 @@
 """Multiply-adds of one step in closed form, as the paper counts its "GFLOPS" (section 4).
 
-Only matrix products are counted: everything elementwise (norms, softmax, GELU, the erase products, the averages
-of pooling) is left out: at the paper's sizes below
-1 % of the whole for the Transformer, up to 4 % for the others. Batch 1, forward pass.
+Only the matrix products of a forward pass are counted, for batch 1. Everything elementwise is left out: norms,
+softmax, GELU, the erase products, the averages of pooling. At the paper's sizes that is below 1 % of the whole
+for the Transformer, and up to 4 % for the other processing units.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ Machine = TokenTuringMachine | TokenTuringMachineStep | SimpleTokenTuringMachine
 
 @dataclass(frozen=True)
 class StepCost:
-    """Multiply-adds of the parts of one step; of the simple machine, `read` is its summary of the input."""
+    """Multiply-adds of the parts of one step; for the simple machine, `read` is its summary of the input."""
 
     read: int
     process: int
@@ -31,14 +31,14 @@ class StepCost:
 
     @property
     def total(self) -> int:
-        """read + process + write."""
+        """Return read + process + write."""
         return self.read + self.process + self.write
 
 
 def multiply_adds(machine: Machine, num_tokens: int, width: int) -> StepCost:
-    """Multiply-adds of one step of `machine` on N = `num_tokens` input tokens of width D, batch 1.
+    """Count the multiply-adds of one step of `machine` on N = `num_tokens` input tokens of width D, batch 1.
 
-    The sum of `summary_cost`, `process_cost` and `write_cost`; equal to all matrix products of the step.
+    The total is the sum of `summary_cost`, `process_cost` and `write_cost`: all matrix products of the step.
 
     Raises:
         ValueError: unless both numbers are positive.
@@ -53,16 +53,19 @@ def multiply_adds(machine: Machine, num_tokens: int, width: int) -> StepCost:
 
 
 def forward_flops(machine: Machine, num_tokens: int, width: int, steps: int = 1, batch: int = 1) -> int:
-    """Floating-point operations of a forward pass: 2 x multiply-adds x steps x batch."""
+    """Count the floating-point operations of a forward pass: 2 x multiply-adds x machine steps x batch."""
     return 2 * multiply_adds(machine, num_tokens, width).total * steps * batch
 
 
 def summary_cost(kind: str, n: int, k: int, width: int) -> int:
-    """Summary of n tokens to k.
+    """Count the multiply-adds of a summary of n tokens to k tokens.
 
     "mlp": n D 64 + n 64 k for the weights, k n D to apply them.
     "query": 2 k D^2 + 2 n D^2 for the projections, 2 k n D for the attention.
     "pooling": 0.
+
+    Raises:
+        ValueError: for another kind.
     """
     match kind:
         case "mlp":
@@ -75,7 +78,7 @@ def summary_cost(kind: str, n: int, k: int, width: int) -> int:
 
 
 def process_cost(machine: Machine, r: int, width: int) -> int:
-    """L layers of the processing unit on r tokens.
+    """Count the multiply-adds of the processing unit's L layers on r tokens.
 
     "transformer": L (4 r D^2 + 2 r^2 D + 2 r D F). "mixer": L (2 D r 128 + 2 r D F). "mlp": L 2 r D F.
     """
@@ -88,10 +91,11 @@ def process_cost(machine: Machine, r: int, width: int) -> int:
 
 
 def write_cost(machine: TokenTuringMachine | TokenTuringMachineStep, num_tokens: int, width: int) -> int:
-    """The write: a summary of M + R + N tokens to M, or, with W = 8 writes and C control tokens,
+    """Count the multiply-adds of the write.
 
-    "erase_add": M 64 (D + W) to select, 2 D 64 (C + W) + 2 W 64 (D + D) for erase and add vectors, M W D to add.
-    C is R + N, and R under `compat="scenic"`. The products of 1 - w e are elementwise and not counted.
+    "mlp", "query", "pooling": a summary of M + R + N tokens to M, see `summary_cost`.
+    "erase_add", with W = 8 writes and C control tokens: M 64 (D + W) to select, M W D to add, and
+    2 D 64 (C + W) + 2 W 64 (D + D) for the erase and add vectors. C is R + N, or R under `compat="scenic"`.
     "concat", "none": 0.
     """
     M, R, N, D = machine.memory_size, machine.process_size, num_tokens, width
@@ -106,10 +110,10 @@ def write_cost(machine: TokenTuringMachine | TokenTuringMachineStep, num_tokens:
 
 
 def causal_step_cost(transformer: CausalTransformer, num_tokens: int, history: int, width: int) -> int:
-    """N new tokens of a causal Transformer that attend to `history` earlier ones and to each other.
+    """Count the multiply-adds of N new tokens of a causal Transformer after `history` earlier ones.
 
-    L (4 N D^2 + 2 P D + 2 N D F), P being the pairs of a query and a key: N (history + N), and of a whole sequence,
-    which has no history, those of `query_groups`. What the mask hides of them is computed, and counted.
+    L (4 N D^2 + 2 P D + 2 N D F), where P is the number of pairs of a query and a key: N (history + N), or for a
+    whole sequence, without history, the pairs of `query_groups`. Pairs that the mask hides are computed and counted.
     """
     N, D = num_tokens, width
     pairs = sum((end - start) * seen for start, end, seen in query_groups(N, history + N))
@@ -118,5 +122,5 @@ def causal_step_cost(transformer: CausalTransformer, num_tokens: int, history: i
 
 
 def _attention_cost(queries: int, n: int, width: int) -> int:
-    """2 q D^2 + 2 n D^2 + 2 q n D."""
+    """Return 2 q D^2 + 2 n D^2 + 2 q n D."""
     return 2 * (queries + n) * width**2 + 2 * queries * n * width

@@ -1,10 +1,10 @@
 """Layers that summarisers and processing units share.
 
-Shapes in names, here and in every module of this package and of its PyTorch twin:
-B batch, T steps, S sequence positions, N input tokens a step, M memory tokens, R read tokens,
-W writes, D width, H heads, K head width, F MLP width, V vocabulary, L layers. Where a function takes any set of
-tokens, N is the number of its tokens and Q the number it gives. Where a place of the answer may take several machine
-steps, T are its places and U the machine steps.
+Names end in shapes, here and in every module of this package and of its PyTorch twin:
+B batch, T machine steps, S sequence positions, N input tokens a step, M memory tokens, R read tokens,
+W writes, D width, H heads, K head width, F MLP width, V vocabulary, L layers.
+A function of any set of tokens takes N tokens and gives Q. A summary gives K tokens.
+Where a place of the answer may take several machine steps, T counts the places and U the machine steps.
 """
 
 import math
@@ -22,17 +22,17 @@ _xavier = nn.initializers.xavier_uniform()
 
 
 def apply(module: nn.Module, params: Any, *inputs: jax.Array, method: str | None = None) -> Any:
-    """A module as a pure function of its parameters and inputs."""
+    """Apply a module as a pure function of its parameters and inputs."""
     return module.apply({"params": params}, *inputs, method=method)
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
-    """`x` in float32, or as it is where its dtype is wider: for softmax and memory under bfloat16."""
+    """Return `x` in float32, or as it is where its dtype is wider: for softmax and memory under bfloat16."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class LayerNorm(nn.Module):
-    """Flax's `LayerNorm` of the last axis, [..., D] to [..., D], with a gradient that takes less time on a CPU.
+    """Flax's `LayerNorm` of the last axis, [..., D] to [..., D], with a gradient that is faster on a CPU.
 
     Statistics are in float32 at least.
     """
@@ -59,9 +59,10 @@ def _layer_norm(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array) -> jax.Arra
 
 @_layer_norm.defjvp
 def _layer_norm_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-    """Sums and what spreads a vector are products with ones, as are their transposes in the gradient then.
+    """Compute the derivative with sums and broadcasts written as products with ones.
 
-    XLA multiplies on a CPU in a fraction of the time that its own gradient of the layer takes.
+    Their transposes, which make the gradient, are products too. On a CPU, XLA computes these in a fraction of the
+    time that its own gradient of the layer takes.
     """
     x, scale_D, bias_D = primals
     x_dot, scale_dot_D, bias_dot_D = tangents
@@ -84,7 +85,7 @@ def _layer_norm_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, .
 
 
 def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean of the last axis and one by its standard deviation, [..., 1] each."""
+    """Compute the mean of the last axis and 1 / its standard deviation, [..., 1] each."""
     mean = x.mean(axis=-1, keepdims=True)
     variance = jnp.maximum((x * x).mean(axis=-1, keepdims=True) - mean * mean, 0.0)
     return mean, jax.lax.rsqrt(variance + LAYER_NORM_EPS)
@@ -118,10 +119,10 @@ class FeedForward(nn.Module):
 
 
 def _matrix_product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, precision: Any = None) -> jax.Array:
-    """The last axes of `x` times the first of `kernel`: what `lax.dot_general` gives.
+    """Multiply the last axes of `x` with the first axes of `kernel`, as `lax.dot_general` does.
 
-    For the gradient of a product with more than two axes XLA copies an operand into another layout, at each step of a
-    scan. A kernel larger than the activations is therefore multiplied as a matrix, which needs no copy.
+    In the gradient of a product with more than two axes, XLA copies an operand into another layout at each step of
+    a scan. A kernel larger than the activations is therefore multiplied as a matrix, which needs no copy.
     """
     if kernel.size <= x.size:
         return jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision)
@@ -135,8 +136,8 @@ def _matrix_product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, pre
 class MultiHeadAttention(nn.Module):
     """softmax(q k^T / sqrt(K)) v over H heads, softmax in float32 at least.
 
-    Takes queries [B, Q, D] and tokens [B, N, D], gives [B, Q, D]. Kernels are [D, H, K] and, of the
-    output, [H, K, D], as in Flax.
+    Takes queries [B, Q, D] and tokens [B, N, D]; gives [B, Q, D]. As in Flax, kernels are [D, H, K], and that of
+    the output is [H, K, D].
 
     Raises:
         ValueError: if `num_heads` does not divide the width.
@@ -174,7 +175,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class Positions(nn.Module):
-    """Adds a learned embedding to each location: [B, N, D] to [B, N, D] (Scenic `AddPositionEmbs`)."""
+    """A learned embedding added to each location: [B, N, D] to [B, N, D] (Scenic `AddPositionEmbs`)."""
 
     param_dtype: Dtype = jnp.float32
 

@@ -23,7 +23,7 @@ _SCENIC_QUERY_HEADS = 8  # the original's TokenLearnerMHA takes no number of hea
 
 
 def _is_deep_dot(primitive: Any, *operands: Any, **params: Any) -> bool:
-    """A product with parameters that sums over at least `_DEEP` numbers."""
+    """Tell whether an operation is a product with parameters that sums over at least `_DEEP` numbers."""
     if not jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *operands, **params):
         return False
     (contracted, _), _ = params["dimension_numbers"]
@@ -125,9 +125,9 @@ class TokenTuringMachineStep(_UnitOptions):
 class SimpleTokenTuringMachineStep(_Options):
     """The simplified step: summarise the input alone to R tokens, process [memory ; input] jointly.
 
-    What comes out in the place of the memory is the next memory, what comes out in the place of the input
-    is the output (Scenic `TokenTuringMachineSimpleUnit`, whose slices are exchanged: under
-    `compat="scenic"` the first R tokens are the output and the other M the memory).
+    What comes out in the place of the memory is the next memory; in the place of the input, the output.
+    Scenic's `TokenTuringMachineSimpleUnit` exchanges these slices: under `compat="scenic"` the first R tokens
+    are the output and the other M the memory.
     """
 
     @nn.compact
@@ -161,13 +161,13 @@ class _Machine(nn.Module):
     def __call__(
         self, tokens_BxTxNxD: jax.Array, memory: jax.Array | None = None, train: bool = False
     ) -> tuple[jax.Array, jax.Array]:
-        """Runs T steps: outputs [B, T, R, D] and the memory [B, M, D] after the last.
+        """Run T steps; return the outputs [B, T, R, D] and the memory [B, M, D] after the last step.
 
         Args:
-            tokens_BxTxNxD: the input tokens of each step.
+            tokens_BxTxNxD: the input tokens of each step. N must be the same in every call; T need not.
             memory: the memory [B, M, D] to start from, as an earlier call returned it; the initial memory
-                where None. N must be the same in every call, T need not.
-            train: switches dropout on (needs the "dropout" random stream).
+                where None.
+            train: switches dropout on, which needs the "dropout" random stream.
 
         Raises:
             ValueError: if a shape does not fit.
@@ -178,6 +178,7 @@ class _Machine(nn.Module):
         if min(tokens_BxTxNxD.shape) < 1:
             raise ValueError(f"tokens must have no empty axis, got shape {tokens_BxTxNxD.shape}")
 
+        # 1. the memory to start from  2. the step, rematerialised if asked  3. its scan over T
         initial_1xMxD = self._initial_memory(D)
         if memory is None:
             memory = jnp.broadcast_to(initial_1xMxD, (B, self.memory_size, D))
@@ -225,31 +226,31 @@ class TokenTuringMachine(_Machine, _UnitOptions):
         memory_size: M, tokens in memory.
         process_size: R, tokens read and processed a step.
         read: how [memory ; input] is summarised: "mlp", "query" or "pooling".
-        write: how the next memory is made: those three over [memory ; output ; input], "erase_add", "concat"
-            (the latest outputs, first in, first out) or "none" (each step starts from the same memory).
+        write: how the next memory is made. The same three summarise [memory ; output ; input]; the others are
+            "erase_add", "concat" (the latest outputs, first in, first out) and "none" (memory stays as it was).
         processing: "transformer", "mixer" or "mlp".
-        num_layers, mlp_dim, num_heads: of the processing unit; `num_heads` also of "query" summaries, and
-            it divides the width D.
-        positions: location embeddings before read and write.
-        dropout_rate: where the original has it: in MLPs, attention and after attention.
-        learned_memory: the initial memory is a parameter; zeros where False.
+        num_layers, mlp_dim, num_heads: of the processing unit. "query" summaries have `num_heads` too. It must
+            divide the width D.
+        positions: whether location embeddings are added before read and write.
+        dropout_rate: of dropout where the original has it: in MLPs, in attention and after attention.
+        learned_memory: whether the initial memory is a parameter; it is zeros where False.
         compat: "scenic" reproduces the original's arithmetic, faults included: write order [memory ; input ;
             output], its erase-and-add, 8 query heads, zeros to start from.
         dtype: of computation (None: that of inputs and parameters). Softmax and memory stay in float32.
         param_dtype: of parameters.
-        remat: recompute each step in the backward pass, but for what is kept: False, True ("dots"), "dots" (the
-            products with parameters), "deep_dots" (those that sum over at least 256 numbers: the dearest for their
-            size) or "full" (nothing).
+        remat: whether the backward pass recomputes each step, and what is kept instead: False (all is kept), "full"
+            (nothing), "dots" (products with parameters; True means the same) or "deep_dots" (only those that sum
+            over at least 256 numbers: the dearest for their size).
 
     Raises:
-        ValueError: at construction, naming the field, for a value that cannot be.
+        ValueError: at construction, naming the field, for a value that is not allowed.
     """
 
     _step_class = TokenTuringMachineStep
 
 
 class SimpleTokenTuringMachine(_Machine, _Options):
-    """The machine made of `SimpleTokenTuringMachineStep`; fields and calls as `TokenTuringMachine`."""
+    """The machine made of `SimpleTokenTuringMachineStep`; fields and calls are those of `TokenTuringMachine`."""
 
     _step_class = SimpleTokenTuringMachineStep
 

@@ -1,7 +1,7 @@
 """Reading from memory and writing to it (paper, sections 3.2 and 3.3).
 
-A read summarises [memory ; input] to R tokens; a write turns memory, output and input into the next memory,
-of the same size. Memory is carried in float32 (or wider) whatever the compute dtype.
+A read summarises [memory ; input] to R tokens. A write turns memory, output and input into the next memory,
+of the same size. Memory is carried in float32 or wider, whatever the compute dtype.
 """
 
 from functools import partial
@@ -23,7 +23,7 @@ NUM_WRITES = 8  # slots that erase-and-add selects softly a step (Scenic `TokenA
 def concat_memory_input(
     memory_BxMxD: Float[Array, "B M D"], input_BxNxD: Float[Array, "B N D"]
 ) -> Float[Array, "B M+N D"]:
-    """[memory ; input] along the token axis."""
+    """Concatenate [memory ; input] along the token axis."""
     return jnp.concatenate([memory_BxMxD, input_BxNxD], axis=1)
 
 
@@ -32,12 +32,12 @@ def concat_for_write(
     output_BxRxD: Float[Array, "B R D"],
     input_BxNxD: Float[Array, "B N D"],
 ) -> Float[Array, "B M+R+N D"]:
-    """[memory ; output ; input] along the token axis, in the paper's order (equation 4)."""
+    """Concatenate [memory ; output ; input] along the token axis, in the paper's order (equation 4)."""
     return jnp.concatenate([memory_BxMxD, output_BxRxD, input_BxNxD], axis=1)
 
 
 def concat_write(memory_BxMxD: Float[Array, "B M D"], new_BxRxD: Float[Array, "B R D"]) -> Float[Array, "B M D"]:
-    """First in, first out: the last M tokens of [memory ; new]."""
+    """Keep the last M tokens of [memory ; new]: first in, first out."""
     size = memory_BxMxD.shape[1]
     return concat_memory_input(memory_BxMxD, new_BxRxD.astype(memory_BxMxD.dtype))[:, -size:]
 
@@ -48,9 +48,9 @@ def erase_and_add(
     erase_BxWxD: Float[Array, "B W D"],
     add_BxWxD: Float[Array, "B W D"],
 ) -> Float[Array, "B M D"]:
-    """memory * prod_w (1 - weight_w erase_w) + sum_w weight_w add_w (Neural Turing Machine, section 3.2).
+    """Compute memory * prod_w (1 - weight_w erase_w) + sum_w weight_w add_w (Neural Turing Machine, section 3.2).
 
-    `weights` and `erase` lie in [0, 1]; with zero weights memory is returned unchanged.
+    `weights` and `erase` lie in [0, 1]. With zero weights, memory is returned unchanged.
     """
     keep_BxMxD = jnp.prod(1 - weights_BxWxM[..., None] * erase_BxWxD[:, :, None], axis=1)
     return memory_BxMxD * keep_BxMxD + jnp.einsum("bwm,bwd->bmd", weights_BxWxM, add_BxWxD)
@@ -85,7 +85,7 @@ class Read(nn.Module):
 
 
 class SummaryWrite(nn.Module):
-    """The next memory as a summary of [memory ; output ; input] with location embeddings."""
+    """The next memory, as a summary of [memory ; output ; input] with location embeddings."""
 
     kind: str = "mlp"
     num_heads: int = 8
@@ -122,11 +122,11 @@ class SummaryWrite(nn.Module):
 
 
 class EraseAddWrite(nn.Module):
-    """Soft selection of memory tokens to erase and to add to, as a Neural Turing Machine writes.
+    """A soft selection of memory tokens to erase and to add to, as a Neural Turing Machine writes.
 
-    Selection reads the memory, erase and add vectors come from [output ; input]; all with location
-    embeddings. Under `compat="scenic"` the arithmetic of `TokenAddEraseWrite` is kept: no embeddings, the
-    input not seen, no sigmoid on erase, and the mean of 1 - w a added in place of the sum of w a.
+    The selection reads the memory. Erase and add vectors come from [output ; input]. All have location embeddings.
+    `compat="scenic"` keeps the arithmetic of `TokenAddEraseWrite`: no embeddings, the input not seen, no sigmoid on
+    erase, and the mean of 1 - w a added in place of the sum of w a.
     """
 
     positions: bool = True
@@ -143,6 +143,7 @@ class EraseAddWrite(nn.Module):
         tokens_BxNxD: jax.Array,
         train: bool = False,
     ) -> jax.Array:
+        # 1. select memory tokens  2. make erase and add vectors  3. erase and add
         scenic = self.compat == "scenic"
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
         selected, control = memory_BxMxD, output_BxRxD
@@ -171,7 +172,7 @@ class EraseAddWrite(nn.Module):
 
 
 class ConcatWrite(nn.Module):
-    """Memory as a queue of the latest outputs; no parameters."""
+    """Memory as a queue of the latest outputs, without parameters."""
 
     def __call__(
         self,
@@ -184,7 +185,7 @@ class ConcatWrite(nn.Module):
 
 
 class NoWrite(nn.Module):
-    """Memory is never written, so each step reads the memory that the first one read; no parameters."""
+    """A write that leaves the memory as it is, so that every step reads the same memory; without parameters."""
 
     def __call__(
         self,
@@ -207,7 +208,7 @@ def make_write(
     param_dtype: Dtype = jnp.float32,
     name: str | None = None,
 ) -> nn.Module:
-    """The write called `kind`, one of WRITES: a module of (memory, output, input) giving the next memory."""
+    """Make the write called `kind`, one of WRITES: a module of (memory, output, input) that gives the next memory."""
     shared = dict(
         positions=positions,
         dropout_rate=dropout_rate,
@@ -235,7 +236,7 @@ def make_write(
 def add_positional_info(
     params: Any, memory_BxMxD: Float[Array, "B M D"], input_BxNxD: Float[Array, "B N D"]
 ) -> Float[Array, "B M+N D"]:
-    """[memory ; input] plus its location embeddings; `params` as of `Positions()`."""
+    """Add location embeddings to [memory ; input]; `params` as of `Positions()`."""
     return apply(Positions(), params, concat_memory_input(memory_BxMxD, input_BxNxD))
 
 
@@ -246,7 +247,7 @@ def add_write_positional_info(
     output_BxRxD: Float[Array, "B R D"],
     input_BxNxD: Float[Array, "B N D"],
 ) -> Float[Array, "B M+R+N D"]:
-    """[memory ; output ; input] plus its location embeddings; `params` as of `Positions()`."""
+    """Add location embeddings to [memory ; output ; input]; `params` as of `Positions()`."""
     return apply(Positions(), params, concat_for_write(memory_BxMxD, output_BxRxD, input_BxNxD))
 
 
@@ -260,7 +261,7 @@ def read_operation(
     num_heads: int = 8,
     positions: bool = True,
 ) -> Float[Array, "B {r} D"]:
-    """R tokens read from [memory ; input]; `params` as of `Read(r, kind, num_heads, positions)`."""
+    """Read R tokens from [memory ; input]; `params` as of `Read(r, kind, num_heads, positions)`."""
     module = Read(r, kind, num_heads, positions)
     return apply(module, params, memory_BxMxD, input_BxNxD)
 
@@ -275,7 +276,7 @@ def write_operation(
     num_heads: int = 8,
     positions: bool = True,
 ) -> Float[Array, "B M D"]:
-    """The next memory; `params` as of `make_write(kind, num_heads=..., positions=...)`."""
+    """Compute the next memory; `params` as of `make_write(kind, num_heads=..., positions=...)`."""
     module = make_write(kind, num_heads=num_heads, positions=positions)
     return apply(module, params, memory_BxMxD, output_BxRxD, input_BxNxD)
 
@@ -287,5 +288,5 @@ def erase_add_write(
     input_BxNxD: Float[Array, "B N D"],
     positions: bool = True,
 ) -> Float[Array, "B M D"]:
-    """`write_operation` by erase and add; `params` as of `EraseAddWrite(positions)`."""
+    """Write by erase and add, see `write_operation`; `params` as of `EraseAddWrite(positions)`."""
     return write_operation(params, memory_BxMxD, output_BxRxD, input_BxNxD, kind="erase_add", positions=positions)

@@ -34,7 +34,7 @@ class TransformerBlock(nn.Module):
 
 
 class TransformerStack(nn.Module):
-    """Location embeddings, L pre-norm blocks, LayerNorm (Scenic `vit.Encoder`): [B, R, D] to [B, R, D]."""
+    """Location embeddings, L pre-norm blocks, then LayerNorm (Scenic `vit.Encoder`): [B, R, D] to [B, R, D]."""
 
     num_layers: int = 4
     num_heads: int = 4
@@ -55,7 +55,7 @@ class TransformerStack(nn.Module):
 
 
 class MixerStack(nn.Module):
-    """L Mixer blocks (token mixing, then channel mixing, each with a residual), LayerNorm (Scenic)."""
+    """L Mixer blocks, then LayerNorm (Scenic). A block mixes tokens, then channels, each with a residual."""
 
     num_layers: int = 4
     mlp_dim: int = 512
@@ -77,7 +77,7 @@ class MixerStack(nn.Module):
 
 
 class MLPStack(nn.Module):
-    """L times LayerNorm and MLP on each token alone, LayerNorm; no residual, as in the original."""
+    """L times LayerNorm and MLP on each token alone, then LayerNorm; without residuals, as in the original."""
 
     num_layers: int = 4
     mlp_dim: int = 512
@@ -105,7 +105,7 @@ def make_processor(
     param_dtype: Dtype = jnp.float32,
     name: str | None = None,
 ) -> nn.Module:
-    """The processing unit called `kind`, one of PROCESSING_UNITS."""
+    """Make the processing unit called `kind`, one of PROCESSING_UNITS."""
     shared = dict(mlp_dim=mlp_dim, dropout_rate=dropout_rate, dtype=dtype, param_dtype=param_dtype, name=name)
     match kind:
         case "transformer":
@@ -126,6 +126,6 @@ def process(
     mlp_dim: int = 512,
     num_heads: int = 4,
 ) -> Float[Array, "B R D"]:
-    """The processing unit as a pure function; `params` as of `make_processor(kind, ...)`."""
+    """Process the tokens as a pure function; `params` as of `make_processor(kind, ...)`."""
     module = make_processor(kind, num_layers=num_layers, mlp_dim=mlp_dim, num_heads=num_heads)
     return apply(module, params, tokens_BxRxD)

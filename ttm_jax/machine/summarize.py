@@ -1,7 +1,7 @@
 """Token summarisation S_k: any number of tokens in, k tokens out (paper, section 3.1).
 
-Each summariser is a linen module; the functions at the end of the file are the same modules as pure,
-jitted functions of (parameters, tokens).
+Each summariser is a linen module. The functions at the end of the file are the same modules as pure, jitted
+functions of (parameters, tokens).
 """
 
 import math
@@ -20,19 +20,19 @@ BOTTLENECK_DIM = 64  # of the importance MLP: TokenLearner 1.1
 
 
 def normalize_weights(weights_BxKxN: Float[Array, "B K N"]) -> Float[Array, "B K N"]:
-    """Softmax over the tokens, temperature 1, in float32 at least: the weights of each summary sum to 1."""
+    """Take the softmax over the tokens, in float32 at least, so that the weights of each summary sum to 1."""
     return jax.nn.softmax(at_least_float32(weights_BxKxN), axis=-1)
 
 
 def weighted_sum(tokens_BxNxD: Float[Array, "B N D"], weights_BxKxN: Float[Array, "B K N"]) -> Float[Array, "B K D"]:
-    """Each summary as the weighted sum of all tokens, in the dtype of the tokens."""
+    """Compute each summary as the weighted sum of all tokens, in the dtype of the tokens."""
     return jnp.einsum("bkn,bnd->bkd", weights_BxKxN.astype(tokens_BxNxD.dtype), tokens_BxNxD)
 
 
 def pooling_summarize(tokens_BxNxD: Float[Array, "B N D"], k: int) -> Float[Array, "B {k} D"]:
-    """Average pooling to `k` tokens; summary i averages tokens floor(i N / k) up to ceil((i+1) N / k).
+    """Average the tokens to `k` summaries; summary i averages tokens floor(i N / k) up to ceil((i+1) N / k).
 
-    Works for every N and `k`; neighbours share a token where `k` does not divide N.
+    Every N and `k` will do; neighbours share a token where `k` does not divide N.
     """
     B, N, D = tokens_BxNxD.shape
     if N % k == 0:
@@ -44,7 +44,7 @@ def pooling_summarize(tokens_BxNxD: Float[Array, "B N D"], k: int) -> Float[Arra
 class MLPSummarizer(nn.Module):
     """TokenLearner 1.1 (Scenic `TokenLearnerModuleV11`): softmax over tokens of MLP(LayerNorm(tokens)).
 
-    The weights come from the normalised tokens and are applied to the tokens as they are.
+    The weights come from the normalised tokens. They are applied to the tokens as they are.
     """
 
     k: int
@@ -58,7 +58,7 @@ class MLPSummarizer(nn.Module):
         self.mlp = FeedForward(BOTTLENECK_DIM, self.k, self.dropout_rate, **dtypes)
 
     def importance_weights(self, tokens_BxNxD: jax.Array, train: bool = False) -> jax.Array:
-        """Logits [B, K, N] before the softmax."""
+        """Compute the logits [B, K, N] of the weights, before the softmax."""
         return jnp.swapaxes(self._logits(tokens_BxNxD, train), 1, 2)
 
     def __call__(self, tokens_BxNxD: jax.Array, train: bool = False) -> jax.Array:
@@ -72,7 +72,7 @@ class MLPSummarizer(nn.Module):
 
 
 class QuerySummarizer(nn.Module):
-    """k learned latent queries attend to the tokens (Scenic `TokenLearnerMHA`; no dropout, as there)."""
+    """k learned latent queries that attend to the tokens (Scenic `TokenLearnerMHA`; no dropout, as there)."""
 
     k: int
     num_heads: int = 8
@@ -89,7 +89,7 @@ class QuerySummarizer(nn.Module):
 
 
 class PoolingSummarizer(nn.Module):
-    """Average pooling to k tokens; no parameters."""
+    """Average pooling to k tokens, without parameters."""
 
     k: int
 
@@ -107,7 +107,7 @@ def make_summarizer(
     param_dtype: Dtype = jnp.float32,
     name: str | None = None,
 ) -> nn.Module:
-    """The summariser called `kind`, one of SUMMARIZERS."""
+    """Make the summariser called `kind`, one of SUMMARIZERS."""
     dtypes = dict(dtype=dtype, param_dtype=param_dtype)
     match kind:
         case "mlp":
@@ -121,13 +121,13 @@ def make_summarizer(
 
 @partial(jax.jit, static_argnames="k")
 def compute_importance_weights(params: Any, tokens_BxNxD: Float[Array, "B N D"], k: int) -> Float[Array, "B {k} N"]:
-    """Logits of the MLP summariser's weights; `params` as of `MLPSummarizer(k)`."""
+    """Compute the logits of the MLP summariser's weights; `params` as of `MLPSummarizer(k)`."""
     return apply(MLPSummarizer(k), params, tokens_BxNxD, method="importance_weights")
 
 
 @partial(jax.jit, static_argnames="k")
 def token_summarize(params: Any, tokens_BxNxD: Float[Array, "B N D"], k: int) -> Float[Array, "B {k} D"]:
-    """MLP summary of the tokens; `params` as of `MLPSummarizer(k)`. O(N D (64 + k)) multiply-adds."""
+    """Summarise the tokens by MLP; `params` as of `MLPSummarizer(k)`. Takes O(N D (64 + k)) multiply-adds."""
     return apply(MLPSummarizer(k), params, tokens_BxNxD)
 
 
@@ -135,5 +135,5 @@ def token_summarize(params: Any, tokens_BxNxD: Float[Array, "B N D"], k: int) ->
 def query_summarize(
     params: Any, tokens_BxNxD: Float[Array, "B N D"], k: int, num_heads: int = 8
 ) -> Float[Array, "B {k} D"]:
-    """Latent-query summary of the tokens; `params` as of `QuerySummarizer(k, num_heads)`."""
+    """Summarise the tokens by latent queries; `params` as of `QuerySummarizer(k, num_heads)`."""
     return apply(QuerySummarizer(k, num_heads), params, tokens_BxNxD)

@@ -1,4 +1,4 @@
-"""Initialisers under Flax's names: each gives a function that fills a tensor in place."""
+"""Initialisers under Flax's names. Each makes a function that fills a tensor in place."""
 
 from collections.abc import Callable
 
@@ -7,12 +7,15 @@ from torch.nn import init
 
 
 def normal(stddev: float = 0.01) -> Callable[[Tensor], Tensor]:
-    """Normal numbers with mean 0."""
+    """Make a function that draws normal numbers with mean 0."""
     return lambda tensor: init.normal_(tensor, std=stddev)
 
 
 def lecun_normal() -> Callable[[Tensor], Tensor]:
-    """Normal numbers cut off at two deviations, with variance 1 / inputs after the cut: Flax's default for Dense."""
+    """Make a function that draws normal numbers cut off at two deviations: Flax's default for Dense.
+
+    After the cut their variance is 1 / inputs.
+    """
     cut = 0.87962566103423978  # standard deviation of a standard normal number within two of its deviations
 
     def fill(tensor: Tensor) -> Tensor:

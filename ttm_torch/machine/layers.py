@@ -1,10 +1,10 @@
 """Layers that summarisers and processing units share.
 
-Shapes in names are those of `ttm_jax.machine.layers`: B batch, T steps, S sequence positions, N input tokens a step,
-M memory tokens, R read tokens, W writes, D width, H heads, K head width, F MLP width, V vocabulary, L layers.
-Where a function takes any set of tokens, N is the number of its tokens and Q the number it gives.
+Shapes in names are those of `ttm_jax.machine.layers`: B batch, T machine steps, S sequence positions,
+N input tokens a step, M memory tokens, R read tokens, W writes, D width, H heads, K head width, F MLP width,
+V vocabulary, L layers. A function of any set of tokens takes N tokens and gives Q. A summary gives K tokens.
 
-Modules have the names of their twins' parameters, so that weights go from one to the other by rule
+Submodules are named like the parameters of their JAX twins, so that weights go from one to the other by rule
 (`parity.weights`). Dropout is on in `module.train()` and off in `module.eval()`.
 """
 
@@ -19,17 +19,17 @@ LAYER_NORM_EPS = 1e-6  # Flax's; torch's own default is 1e-5
 
 
 def layer_norm(width: int) -> nn.LayerNorm:
-    """LayerNorm with Flax's epsilon."""
+    """Make a LayerNorm with Flax's epsilon."""
     return nn.LayerNorm(width, eps=LAYER_NORM_EPS)
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU in the tanh form, Flax's default."""
+    """Compute GELU in the tanh form, Flax's default."""
     return F.gelu(x, approximate="tanh")
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """`x` in float32, or as it is where its dtype is wider: for softmax and memory under bfloat16."""
+    """Return `x` in float32, or as it is where its dtype is wider: for softmax and memory under bfloat16."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -39,9 +39,9 @@ def apply(
     seed: int,
     *inputs: Tensor,
 ) -> Any:
-    """A module as a pure function of its parameters and inputs.
+    """Apply a module as a pure function of its parameters and inputs.
 
-    `params` as of the module's `state_dict()`; fresh untrained ones that follow from `seed` alone where None.
+    `params` are as of the module's `state_dict()`. Where None, they are fresh and follow from `seed` alone.
     """
     with torch.random.fork_rng(devices=[]):
         torch.random.default_generator.manual_seed(seed)  # of the CPU alone, which is what was forked
@@ -75,7 +75,7 @@ class FeedForward(nn.Module):
 class MultiHeadAttention(nn.Module):
     """softmax(q k^T / sqrt(K)) v over H heads, softmax in float32 at least.
 
-    Takes queries [B, Q, D] and tokens [B, N, D], gives [B, Q, D]; self-attention where tokens are not given.
+    Takes queries [B, Q, D] and tokens [B, N, D]; gives [B, Q, D]. Without tokens, the queries attend to themselves.
 
     Raises:
         ValueError: if `heads` does not divide the width.
@@ -104,7 +104,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class Positions(nn.Module):
-    """Adds a learned embedding to each location: [B, N, D] to [B, N, D] (Scenic `AddPositionEmbs`)."""
+    """A learned embedding added to each location: [B, N, D] to [B, N, D] (Scenic `AddPositionEmbs`)."""
 
     def __init__(self, num_tokens: int, width: int):
         super().__init__()
@@ -116,7 +116,7 @@ class Positions(nn.Module):
 
 
 class Embedding(nn.Embedding):
-    """`torch.nn.Embedding` whose table is filled by `embedding_init`, standard normal numbers where None."""
+    """`torch.nn.Embedding` whose table `embedding_init` fills; with standard normal numbers where None."""
 
     def __init__(
         self,

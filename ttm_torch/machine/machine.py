@@ -90,9 +90,9 @@ class TokenTuringMachineStep(nn.Module):
 class SimpleTokenTuringMachineStep(nn.Module):
     """The simplified step: summarise the input alone to R tokens, process [memory ; input] jointly.
 
-    What comes out in the place of the memory is the next memory, what comes out in the place of the input
-    is the output (Scenic `TokenTuringMachineSimpleUnit`, whose slices are exchanged: under
-    `compat="scenic"` the first R tokens are the output and the other M the memory).
+    What comes out in the place of the memory is the next memory; in the place of the input, the output.
+    Scenic's `TokenTuringMachineSimpleUnit` exchanges these slices: under `compat="scenic"` the first R tokens
+    are the output and the other M the memory.
     """
 
     def __init__(
@@ -164,16 +164,16 @@ class _Machine(nn.Module):
             self.register_buffer("initial_memory", initial_1xMxD, persistent=False)
 
     def broadcast_memory(self, batch_size: int) -> Tensor:
-        """The initial memory [B, M, D] of a batch."""
+        """Return the initial memory [B, M, D] of a batch."""
         return at_least_float32(self.initial_memory).expand(batch_size, -1, -1)
 
     def forward(self, tokens_BxTxNxD: Tensor, memory: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Runs T steps: outputs [B, T, R, D] and the memory [B, M, D] after the last.
+        """Run T steps; return the outputs [B, T, R, D] and the memory [B, M, D] after the last step.
 
         Args:
-            tokens_BxTxNxD: the input tokens of each step.
+            tokens_BxTxNxD: the input tokens of each step. T need not be the same in every call.
             memory: the memory [B, M, D] to start from, as an earlier call returned it; the initial memory
-                where None. N must be the same in every call, T need not.
+                where None.
 
         Raises:
             ValueError: if a shape does not fit.
@@ -212,26 +212,26 @@ class TokenTuringMachine(_Machine):
         memory_size: M, tokens in memory.
         process_size: R, tokens read and processed a step.
         read: how [memory ; input] is summarised: "mlp", "query" or "pooling".
-        write: how the next memory is made: those three over [memory ; output ; input], "erase_add", "concat"
-            (the latest outputs, first in, first out) or "none" (each step starts from the same memory).
+        write: how the next memory is made. The same three summarise [memory ; output ; input]; the others are
+            "erase_add", "concat" (the latest outputs, first in, first out) and "none" (memory stays as it was).
         processing: "transformer", "mixer" or "mlp".
-        num_layers, mlp_dim, num_heads: of the processing unit; `num_heads` also of "query" summaries, and
-            it divides the width D.
-        positions: location embeddings before read and write.
-        dropout_rate: where the original has it: in MLPs, attention and after attention.
-        learned_memory: the initial memory is a parameter; zeros where False.
+        num_layers, mlp_dim, num_heads: of the processing unit. "query" summaries have `num_heads` too. It must
+            divide the width D.
+        positions: whether location embeddings are added before read and write.
+        dropout_rate: of dropout where the original has it: in MLPs, in attention and after attention.
+        learned_memory: whether the initial memory is a parameter; it is zeros where False.
         compat: "scenic" reproduces the original's arithmetic, faults included: write order [memory ; input ;
             output], its erase-and-add, 8 query heads, zeros to start from.
 
     Raises:
-        ValueError: at construction, naming the argument, for a value that cannot be.
+        ValueError: at construction, naming the argument, for a value that is not allowed.
     """
 
     _step_class = TokenTuringMachineStep
 
 
 class SimpleTokenTuringMachine(_Machine):
-    """The machine made of `SimpleTokenTuringMachineStep`; arguments and calls as `TokenTuringMachine`."""
+    """The machine made of `SimpleTokenTuringMachineStep`; arguments and calls are those of `TokenTuringMachine`."""
 
     _step_class = SimpleTokenTuringMachineStep
 

@@ -1,7 +1,7 @@
 """Reading from memory and writing to it (paper, sections 3.2 and 3.3).
 
-A read summarises [memory ; input] to R tokens; a write turns memory, output and input into the next memory,
-of the same size. Memory is carried in float32 (or wider) whatever the compute dtype.
+A read summarises [memory ; input] to R tokens. A write turns memory, output and input into the next memory,
+of the same size. Memory is carried in float32 or wider, whatever the compute dtype.
 """
 
 from collections.abc import Mapping
@@ -18,25 +18,25 @@ NUM_WRITES = 8  # slots that erase-and-add selects softly a step (Scenic `TokenA
 
 
 def concat_memory_input(memory_BxMxD: Tensor, input_BxNxD: Tensor) -> Tensor:
-    """[memory ; input] along the token axis."""
+    """Concatenate [memory ; input] along the token axis."""
     return torch.cat([memory_BxMxD, input_BxNxD], dim=1)
 
 
 def concat_for_write(memory_BxMxD: Tensor, output_BxRxD: Tensor, input_BxNxD: Tensor) -> Tensor:
-    """[memory ; output ; input] along the token axis, in the paper's order (equation 4)."""
+    """Concatenate [memory ; output ; input] along the token axis, in the paper's order (equation 4)."""
     return torch.cat([memory_BxMxD, output_BxRxD, input_BxNxD], dim=1)
 
 
 def concat_write(memory_BxMxD: Tensor, new_BxRxD: Tensor) -> Tensor:
-    """First in, first out: the last M tokens of [memory ; new]."""
+    """Keep the last M tokens of [memory ; new]: first in, first out."""
     size = memory_BxMxD.shape[1]
     return concat_memory_input(memory_BxMxD, new_BxRxD.to(memory_BxMxD.dtype))[:, -size:]
 
 
 def erase_and_add(memory_BxMxD: Tensor, weights_BxWxM: Tensor, erase_BxWxD: Tensor, add_BxWxD: Tensor) -> Tensor:
-    """memory * prod_w (1 - weight_w erase_w) + sum_w weight_w add_w (Neural Turing Machine, section 3.2).
+    """Compute memory * prod_w (1 - weight_w erase_w) + sum_w weight_w add_w (Neural Turing Machine, section 3.2).
 
-    `weights` and `erase` lie in [0, 1]; with zero weights memory is returned unchanged.
+    `weights` and `erase` lie in [0, 1]. With zero weights, memory is returned unchanged.
     """
     keep_BxMxD = torch.prod(1 - weights_BxWxM[..., None] * erase_BxWxD[:, :, None], dim=1)
     return memory_BxMxD * keep_BxMxD + torch.einsum("bwm,bwd->bmd", weights_BxWxM, add_BxWxD)
@@ -70,7 +70,7 @@ class Read(nn.Module):
 
 
 class SummaryWrite(nn.Module):
-    """The next memory as a summary of [memory ; output ; input] with location embeddings.
+    """The next memory, as a summary of [memory ; output ; input] with location embeddings.
 
     `num_tokens` is the number of all those tokens, M + R + N.
     """
@@ -103,11 +103,11 @@ class SummaryWrite(nn.Module):
 
 
 class EraseAddWrite(nn.Module):
-    """Soft selection of memory tokens to erase and to add to, as a Neural Turing Machine writes.
+    """A soft selection of memory tokens to erase and to add to, as a Neural Turing Machine writes.
 
-    Selection reads the memory, erase and add vectors come from [output ; input]; all with location
-    embeddings. Under `compat="scenic"` the arithmetic of `TokenAddEraseWrite` is kept: no embeddings, the
-    input not seen, no sigmoid on erase, and the mean of 1 - w a added in place of the sum of w a.
+    The selection reads the memory. Erase and add vectors come from [output ; input]. All have location embeddings.
+    `compat="scenic"` keeps the arithmetic of `TokenAddEraseWrite`: no embeddings, the input not seen, no sigmoid on
+    erase, and the mean of 1 - w a added in place of the sum of w a.
 
     `num_tokens` is M + R + N, `process_size` R.
     """
@@ -138,6 +138,7 @@ class EraseAddWrite(nn.Module):
         self.add_channels = FeedForward(width, BOTTLENECK_DIM, None, dropout_rate)
 
     def forward(self, memory_BxMxD: Tensor, output_BxRxD: Tensor, tokens_BxNxD: Tensor) -> Tensor:
+        # 1. select memory tokens  2. make erase and add vectors  3. erase and add
         selected, control = memory_BxMxD, output_BxRxD
         if self.compat != "scenic":
             all_tokens = self.positions(concat_for_write(memory_BxMxD, output_BxRxD, tokens_BxNxD))
@@ -156,14 +157,14 @@ class EraseAddWrite(nn.Module):
 
 
 class ConcatWrite(nn.Module):
-    """Memory as a queue of the latest outputs; no parameters."""
+    """Memory as a queue of the latest outputs, without parameters."""
 
     def forward(self, memory_BxMxD: Tensor, output_BxRxD: Tensor, tokens_BxNxD: Tensor) -> Tensor:
         return concat_write(memory_BxMxD, output_BxRxD)
 
 
 class NoWrite(nn.Module):
-    """Memory is never written, so each step reads the memory that the first one read; no parameters."""
+    """A write that leaves the memory as it is, so that every step reads the same memory; without parameters."""
 
     def forward(self, memory_BxMxD: Tensor, output_BxRxD: Tensor, tokens_BxNxD: Tensor) -> Tensor:
         return memory_BxMxD
@@ -181,7 +182,7 @@ def make_write(
     width: int,
     num_tokens: int,
 ) -> nn.Module:
-    """The write called `kind`, one of WRITES: a module of (memory, output, input) giving the next memory.
+    """Make the write called `kind`, one of WRITES: a module of (memory, output, input) that gives the next memory.
 
     `num_tokens` is the number of all tokens that a write sees, M + R + N.
     """
@@ -198,14 +199,14 @@ def make_write(
     raise ValueError(f"write must be one of {', '.join(WRITES)}, got {kind!r}")
 
 
-# The same modules as pure functions. `params` as of the module's `state_dict()`; where None, fresh untrained
-# parameters that follow from `seed` alone.
+# The same modules as pure functions. `params` are as of the module's `state_dict()`. Where None, they are fresh
+# and follow from `seed` alone.
 
 
 def add_positional_info(
     memory_BxMxD: Tensor, input_BxNxD: Tensor, params: Mapping[str, Tensor] | None = None, seed: int = 0
 ) -> Tensor:
-    """[memory ; input] plus its location embeddings; `params` as of `Positions`."""
+    """Add location embeddings to [memory ; input]; `params` as of `Positions`."""
     tokens = concat_memory_input(memory_BxMxD, input_BxNxD)
     return apply(lambda: Positions(*tokens.shape[1:]), params, seed, tokens)
 
@@ -217,7 +218,7 @@ def add_write_positional_info(
     params: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """[memory ; output ; input] plus its location embeddings; `params` as of `Positions`."""
+    """Add location embeddings to [memory ; output ; input]; `params` as of `Positions`."""
     tokens = concat_for_write(memory_BxMxD, output_BxRxD, input_BxNxD)
     return apply(lambda: Positions(*tokens.shape[1:]), params, seed, tokens)
 
@@ -232,7 +233,7 @@ def read_operation(
     params: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """R tokens [B, R, D] read from [memory ; input]; `params` as of `Read(r, kind, num_heads, positions)`."""
+    """Read R tokens [B, R, D] from [memory ; input]; `params` as of `Read(r, kind, num_heads, positions)`."""
     sizes = dict(width=memory_BxMxD.shape[2], num_tokens=memory_BxMxD.shape[1] + input_BxNxD.shape[1])
     return apply(lambda: Read(r, kind, num_heads, positions, **sizes), params, seed, memory_BxMxD, input_BxNxD)
 
@@ -247,7 +248,7 @@ def write_operation(
     params: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """The next memory [B, M, D]; `params` as of `make_write(kind, num_heads=..., positions=...)`."""
+    """Compute the next memory [B, M, D]; `params` as of `make_write(kind, num_heads=..., positions=...)`."""
     inputs = (memory_BxMxD, output_BxRxD, input_BxNxD)
     sizes = dict(
         memory_size=memory_BxMxD.shape[1],
@@ -266,7 +267,7 @@ def erase_add_write(
     params: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """`write_operation` by erase and add; `params` as of `EraseAddWrite(positions)`."""
+    """Write by erase and add, see `write_operation`; `params` as of `EraseAddWrite(positions)`."""
     return write_operation(
         memory_BxMxD, output_BxRxD, input_BxNxD, kind="erase_add", positions=positions, params=params, seed=seed
     )

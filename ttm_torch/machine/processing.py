@@ -27,7 +27,7 @@ class TransformerBlock(nn.Module):
 
 
 class TransformerStack(nn.Module):
-    """Location embeddings, L pre-norm blocks, LayerNorm (Scenic `vit.Encoder`): [B, R, D] to [B, R, D].
+    """Location embeddings, L pre-norm blocks, then LayerNorm (Scenic `vit.Encoder`): [B, R, D] to [B, R, D].
 
     `num_tokens` is R.
     """
@@ -57,7 +57,7 @@ class TransformerStack(nn.Module):
 
 
 class MixerStack(nn.Module):
-    """L Mixer blocks (token mixing, then channel mixing, each with a residual), LayerNorm (Scenic)."""
+    """L Mixer blocks, then LayerNorm (Scenic). A block mixes tokens, then channels, each with a residual."""
 
     def __init__(
         self, dim: int = 128, depth: int = 4, hidden_dim: int = 512, dropout_rate: float = 0.0, num_tokens: int = 16
@@ -83,7 +83,7 @@ class MixerStack(nn.Module):
 
 
 class MLPStack(nn.Module):
-    """L times LayerNorm and MLP on each token alone, LayerNorm; no residual, as in the original."""
+    """L times LayerNorm and MLP on each token alone, then LayerNorm; without residuals, as in the original."""
 
     def __init__(self, dim: int = 128, depth: int = 4, hidden_dim: int = 512, dropout_rate: float = 0.0):
         super().__init__()
@@ -110,7 +110,7 @@ def make_processor(
     width: int,
     num_tokens: int,
 ) -> nn.Module:
-    """The processing unit called `kind`, one of PROCESSING_UNITS."""
+    """Make the processing unit called `kind`, one of PROCESSING_UNITS."""
     match kind:
         case "transformer":
             return TransformerStack(width, num_layers, num_heads, mlp_dim, dropout_rate, num_tokens)
@@ -130,9 +130,9 @@ def process(
     params: Mapping[str, Tensor] | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """The processing unit as a pure function; `params` as of `make_processor(kind, ...)`.
+    """Process the tokens as a pure function; `params` as of `make_processor(kind, ...)`.
 
-    Fresh untrained parameters that follow from `seed` alone where `params` is None.
+    Where `params` is None, parameters are fresh and follow from `seed` alone.
     """
     num_tokens, width = tokens_BxRxD.shape[1:]
     options = dict(num_layers=num_layers, mlp_dim=mlp_dim, num_heads=num_heads, width=width, num_tokens=num_tokens)

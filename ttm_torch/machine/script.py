@@ -12,11 +12,11 @@ R = TypeVar("R")
 
 
 def script(function: Callable[P, R]) -> Callable[P, R]:
-    """`@torch.jit.script`, which keeps the function's name, signature and docstring.
+    """Compile a function by `torch.jit.script`; keep its name, signature and docstring.
 
-    TorchScript is no longer developed, and `torch.compile` takes these functions in as if they were plain Python. Only
-    those are scripted that lose nothing by it: of what runs at every step, `erase_and_add` and `gelu` were slower
-    scripted. PyTorch's deprecation warning is for who writes `@script`, not for who imports this package.
+    TorchScript is no longer developed. `torch.compile` takes these functions in as if they were plain Python. Only
+    functions that lose nothing by it are scripted: `erase_and_add` and `gelu`, which run at every step, were slower
+    scripted. PyTorch's deprecation warning is for those who write `@script`, not for those who import this package.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -1,6 +1,6 @@
 """Token summarisation S_k: any number of tokens in, k tokens out (paper, section 3.1).
 
-Each summariser is a module; the functions at the end of the file are the same modules as pure functions of
+Each summariser is a module. The functions at the end of the file are the same modules as pure functions of
 (tokens, parameters).
 """
 
@@ -19,20 +19,20 @@ BOTTLENECK_DIM = 64  # of the importance MLP: TokenLearner 1.1
 
 @script
 def normalize_weights(weights_BxKxN: Tensor) -> Tensor:
-    """Softmax over the tokens, temperature 1, in float32 at least: the weights [B, K, N] of each summary sum to 1."""
+    """Take the softmax [B, K, N] over the tokens, in float32 at least: the weights of each summary sum to 1."""
     return at_least_float32(weights_BxKxN).softmax(dim=-1)
 
 
 @script
 def weighted_sum(tokens_BxNxD: Tensor, weights_BxKxN: Tensor) -> Tensor:
-    """Each summary [B, K, D] as the weighted sum of all tokens, in the dtype of the tokens."""
+    """Compute each summary [B, K, D] as the weighted sum of all tokens, in the dtype of the tokens."""
     return torch.einsum("bkn,bnd->bkd", weights_BxKxN.to(tokens_BxNxD.dtype), tokens_BxNxD)
 
 
 def pooling_summarize(tokens_BxNxD: Tensor, k: int) -> Tensor:
-    """Average pooling to `k` tokens; summary i averages tokens floor(i N / k) up to ceil((i+1) N / k).
+    """Average the tokens to `k` summaries; summary i averages tokens floor(i N / k) up to ceil((i+1) N / k).
 
-    Works for every N and `k`; neighbours share a token where `k` does not divide N.
+    Every N and `k` will do; neighbours share a token where `k` does not divide N.
     """
     B, N, D = tokens_BxNxD.shape
     if N % k == 0:
@@ -44,7 +44,7 @@ def pooling_summarize(tokens_BxNxD: Tensor, k: int) -> Tensor:
 class MLPSummarizer(nn.Module):
     """TokenLearner 1.1 (Scenic `TokenLearnerModuleV11`): softmax over tokens of MLP(LayerNorm(tokens)).
 
-    The weights come from the normalised tokens and are applied to the tokens as they are.
+    The weights come from the normalised tokens. They are applied to the tokens as they are.
     """
 
     def __init__(self, k: int, width: int = 128, dropout_rate: float = 0.0):
@@ -53,7 +53,7 @@ class MLPSummarizer(nn.Module):
         self.mlp = FeedForward(width, BOTTLENECK_DIM, k, dropout_rate)
 
     def importance_weights(self, tokens_BxNxD: Tensor) -> Tensor:
-        """Logits [B, K, N] before the softmax."""
+        """Compute the logits [B, K, N] of the weights, before the softmax."""
         return self.mlp(self.norm(tokens_BxNxD)).transpose(1, 2)
 
     def forward(self, tokens_BxNxD: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ class MLPSummarizer(nn.Module):
 
 
 class QuerySummarizer(nn.Module):
-    """k learned latent queries attend to the tokens (Scenic `TokenLearnerMHA`; no dropout, as there)."""
+    """k learned latent queries that attend to the tokens (Scenic `TokenLearnerMHA`; no dropout, as there)."""
 
     def __init__(self, k: int, width: int = 128, num_heads: int = 8):
         super().__init__()
@@ -75,7 +75,7 @@ class QuerySummarizer(nn.Module):
 
 
 class PoolingSummarizer(nn.Module):
-    """Average pooling to k tokens; no parameters."""
+    """Average pooling to k tokens, without parameters."""
 
     def __init__(self, k: int):
         super().__init__()
@@ -86,7 +86,7 @@ class PoolingSummarizer(nn.Module):
 
 
 def make_summarizer(kind: str, k: int, *, width: int, num_heads: int = 8, dropout_rate: float = 0.0) -> nn.Module:
-    """The summariser called `kind`, one of SUMMARIZERS."""
+    """Make the summariser called `kind`, one of SUMMARIZERS."""
     match kind:
         case "mlp":
             return MLPSummarizer(k, width, dropout_rate)
@@ -97,8 +97,8 @@ def make_summarizer(kind: str, k: int, *, width: int, num_heads: int = 8, dropou
     raise ValueError(f"summarizer must be one of {', '.join(SUMMARIZERS)}, got {kind!r}")
 
 
-# The same modules as pure functions. `params` as of the module's `state_dict()`; where None, fresh untrained
-# parameters that follow from `seed` alone.
+# The same modules as pure functions. `params` are as of the module's `state_dict()`. Where None, they are fresh
+# and follow from `seed` alone.
 
 
 class _ImportanceWeights(MLPSummarizer):
@@ -109,17 +109,17 @@ class _ImportanceWeights(MLPSummarizer):
 def compute_importance_weights(
     tokens_BxNxD: Tensor, k: int, params: Mapping[str, Tensor] | None = None, seed: int = 0
 ) -> Tensor:
-    """Logits [B, K, N] of the MLP summariser's weights; `params` as of `MLPSummarizer(k)`."""
+    """Compute the logits [B, K, N] of the MLP summariser's weights; `params` as of `MLPSummarizer(k)`."""
     return apply(lambda: _ImportanceWeights(k, tokens_BxNxD.shape[-1]), params, seed, tokens_BxNxD)
 
 
 def token_summarize(tokens_BxNxD: Tensor, k: int, params: Mapping[str, Tensor] | None = None, seed: int = 0) -> Tensor:
-    """MLP summary [B, K, D]; `params` as of `MLPSummarizer(k)`. O(N D (64 + k)) multiply-adds."""
+    """Summarise by MLP to [B, K, D]; `params` as of `MLPSummarizer(k)`. Takes O(N D (64 + k)) multiply-adds."""
     return apply(lambda: MLPSummarizer(k, tokens_BxNxD.shape[-1]), params, seed, tokens_BxNxD)
 
 
 def query_summarize(
     tokens_BxNxD: Tensor, k: int, num_heads: int = 8, params: Mapping[str, Tensor] | None = None, seed: int = 0
 ) -> Tensor:
-    """Latent-query summary [B, K, D]; `params` as of `QuerySummarizer(k, num_heads=num_heads)`."""
+    """Summarise by latent queries to [B, K, D]; `params` as of `QuerySummarizer(k, num_heads=num_heads)`."""
     return apply(lambda: QuerySummarizer(k, tokens_BxNxD.shape[-1], num_heads), params, seed, tokens_BxNxD)

@@ -25,9 +25,9 @@ MEGABYTE = 1e6
 
 
 def measure_flops(model: Model, input_shape: tuple[int, ...] | None = None) -> int:
-    """Floating-point operations of a forward pass: 2 x multiply-adds of all matrix products, counted as they are run.
+    """Count the floating-point operations of a forward pass: 2 x the multiply-adds of all matrix products.
 
-    Equal to `ttm_jax.measure_flops`, which has them in closed form.
+    They are counted as they run. `ttm_jax.measure_flops` has the same number in closed form.
 
     Args:
         model: the multiplier, or a machine.
@@ -44,12 +44,12 @@ def measure_flops(model: Model, input_shape: tuple[int, ...] | None = None) -> i
 
 
 def measure_memory(model: Model, input_shape: tuple[int, ...] | None = None) -> float:
-    """Peak memory of a training step in MB (10^6 bytes), measured on a copy of the model, where the model is.
+    """Measure the peak memory of a training step in MB (10^6 bytes), on a copy of the model, on its device.
 
-    A step is the gradient and Adam's update: `train_step` of a multiplier, all its places asked for; of a machine,
-    that of the mean square of its outputs and memory. Counted are parameters, gradients, optimiser state, batch and
-    all that exists while the step runs: on CUDA by PyTorch's allocator; on a processor, where it keeps no account, the
-    storages of all tensors. What an operation needs for itself alone is missing there.
+    A step is the gradient and Adam's update. For a multiplier it is `train_step`, with all its places asked for. For a
+    machine the loss is the mean square of its outputs and memory. Parameters, gradients, optimiser state, batch and
+    all else that exists while the step runs are counted. On CUDA, PyTorch's allocator counts. On a processor it keeps
+    no account, so the storages of all tensors are added up; what an operation needs for itself alone is missing.
 
     Args:
         model: the multiplier, or a machine.
@@ -79,7 +79,7 @@ def _zeros(model: Model, shape: tuple[int, ...]) -> Tensor:
 
 
 def _make_training(model: Model) -> Callable[[tuple[int, ...]], Any]:
-    """A function of a shape that trains the model for a step on zeros of it."""
+    """Make a function of an input shape that trains the model for one step on zeros of that shape."""
     if isinstance(model, TTMModel):
         optimizer = make_optimizer(model, Config().optimizer)
 
@@ -103,7 +103,7 @@ def _make_training(model: Model) -> Callable[[tuple[int, ...]], Any]:
 
 
 class _AllocatorPeak:
-    """Bytes of tensors on a CUDA device at most, more than there were when this object was made."""
+    """The peak bytes of tensors on a CUDA device, less those that were there when this object was made."""
 
     def __init__(self, device: torch.device):
         self._device, self._before = device, torch.cuda.memory_allocated(device)
@@ -116,7 +116,7 @@ class _AllocatorPeak:
 
 
 class _LiveStorages(TorchDispatchMode):
-    """Bytes of the storages of all tensors that operations take or give, each from its first use to its end."""
+    """The peak bytes of the storages of all tensors that operations take or give, from first use to end."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """The multiplier: embedded problem -> Token Turing Machine -> head, one machine step a digit of the product.
 
-At step t the machine sees the whole problem plus an embedding of place t (units first), and its first output
-token gives the logits of that digit. The running sum and the carry have to live in memory. Under the schedule
-"product" (`ttm_jax.multiplication.steps`) a step is told two digits to multiply, and a place has as many steps as its
+At step t the machine sees the whole problem plus an embedding of place t, units first. Its first output token gives
+the logits of that digit. The running sum and the carry have to live in memory. The schedule "product"
+(`ttm_jax.multiplication.steps`) tells each step two digits to multiply. A place then has as many machine steps as its
 column of schoolbook multiplication has products.
 """
 
@@ -28,7 +28,7 @@ _SIGN_INDEX, _OTHER_INDEX = MAX_DIGITS, 2 * MAX_DIGITS + 1
 
 
 def create_position_indices(inputs_BxS: Tensor) -> Tensor:
-    """Row of the position table for each token [B, S]: its place value.
+    """Find the row of the position table for each token [B, S]: its place value.
 
     0-4 are units, tens, ... of the first operand, 5 the sign, 6-10 units, tens, ... of the second operand,
     11 EOS and padding.
@@ -42,14 +42,14 @@ def create_position_indices(inputs_BxS: Tensor) -> Tensor:
 
 
 def create_product_steps(inputs_BxS: Tensor) -> Tensor:
-    """What each step of each problem multiplies [B, U, 3]: its place, and the place values of the two digits."""
+    """List what each machine step multiplies [B, U, 3]: its place, and the place values of the two digits."""
     return torch.as_tensor(PRODUCT_STEPS, device=inputs_BxS.device)[_length_indices(inputs_BxS)]
 
 
 def select_answers(config: ModelConfig, inputs_BxS: Tensor, steps_BxUxV: Tensor, num_places: int) -> Tensor:
-    """Of what the machine says at each step, what it says where it answers the first T places [B, T, V].
+    """Select from the outputs of U machine steps those that answer the first T = `num_places` places [B, T, V].
 
-    NaN at places that these steps do not answer: see `num_steps` of the model.
+    Places that these steps do not answer are NaN: see `num_steps` of `TTMModel`, which counts places too.
     """
     if config.schedule == "digit":
         return steps_BxUxV
@@ -61,55 +61,55 @@ def select_answers(config: ModelConfig, inputs_BxS: Tensor, steps_BxUxV: Tensor,
 
 
 def _length_indices(inputs_BxS: Tensor) -> tuple[Tensor, Tensor]:
-    """Digits of both operands, less one, as indices into the tables of steps."""
+    """Count the digits of both operands, less one: indices into the tables of machine steps."""
     sign, end = ((inputs_BxS == token).int().argmax(dim=1) for token in (TIMES_TOKEN, EOS_TOKEN))
     return (sign - 1).clamp(0, MAX_DIGITS - 1), (end - sign - 2).clamp(0, MAX_DIGITS - 1)
 
 
 def predict_tokens(logits_BxTxV: Tensor) -> Tensor:
-    """The likeliest token of each place [B, T]; padding, which is never right, where the logits are NaN."""
+    """Choose the likeliest token of each place [B, T]; padding, which is never right, where logits are NaN."""
     return torch.where(logits_BxTxV.isnan().any(dim=-1), PAD_TOKEN, logits_BxTxV.argmax(dim=-1))
 
 
 def extract_eos_probs(logits_BxSxV: Tensor) -> Tensor:
-    """Probability of EOS at each position [B, S]: softmax over the vocabulary."""
+    """Compute the probability of EOS at each position [B, S]: softmax over the vocabulary."""
     return logits_BxSxV.softmax(dim=-1)[..., EOS_TOKEN]
 
 
 def detect_eos(logits_BxSxV: Tensor) -> Tensor:
-    """Where (bool [B, S]) EOS has a probability above 0.5."""
+    """Tell (bool [B, S]) where EOS has a probability above 0.5."""
     return extract_eos_probs(logits_BxSxV) > EOS_THRESHOLD
 
 
 @script
 def create_eos_mask(has_eos_BxS: Tensor) -> Tensor:
-    """1 at each position [B, S] after the first EOS, 0 up to and including it."""
+    """Mark with 1 each position [B, S] after the first EOS, with 0 those up to and including it."""
     seen_BxS = has_eos_BxS.int().cumsum(dim=1) - has_eos_BxS.int()
     return (seen_BxS > 0).float()
 
 
 def apply_digit_mask(logits_BxSxV: Tensor, mask_BxS: Tensor) -> Tensor:
-    """Adds -1000 to the digit logits where the mask is 1."""
+    """Add -1000 to the digit logits where the mask is 1."""
     bias_BxS = (-EOS_BIAS * mask_BxS).to(logits_BxSxV.dtype)
     digits, others = logits_BxSxV[..., :NUM_DIGIT_LOGITS], logits_BxSxV[..., NUM_DIGIT_LOGITS:]
     return torch.cat([digits + bias_BxS[..., None], others], dim=-1)
 
 
 def apply_eos_boost(logits_BxSxV: Tensor, mask_BxS: Tensor) -> Tensor:
-    """Adds 1000 to the EOS logit where the mask is 1."""
+    """Add 1000 to the EOS logit where the mask is 1."""
     boosted = logits_BxSxV.clone()
     boosted[..., EOS_TOKEN] += (EOS_BIAS * mask_BxS).to(logits_BxSxV.dtype)
     return boosted
 
 
 def apply_eos_masking(logits_BxSxV: Tensor, has_eos_BxS: Tensor) -> Tensor:
-    """Makes every position after the first EOS an EOS."""
+    """Make every position after the first EOS an EOS."""
     mask_BxS = create_eos_mask(has_eos_BxS)
     return apply_eos_boost(apply_digit_mask(logits_BxSxV, mask_BxS), mask_BxS)
 
 
 def check_model(config: ModelConfig) -> None:
-    """Raises ConfigError for what the twin does not have: the baseline, or a pair of types."""
+    """Refuse what the twin does not have: the baseline, or a pair of types. Raises ConfigError."""
     if config.kind != "machine":
         raise ConfigError(f"model.kind must in PyTorch be machine, got {config.kind}: the baseline is JAX's alone")
     if (config.dtype, config.param_dtype) not in DTYPES:
@@ -136,13 +136,13 @@ class OutputHead(nn.Module):
 
 
 class TTMModel(nn.Module):
-    """Multiplies: input tokens [B, S] (int) to logits [B, S, 13] of the product, least significant digit first.
+    """The multiplier: input tokens [B, S] (int) to logits [B, S, 13] of the product, least significant digit first.
 
         model = TTMModel(config.model)
         logits_BxSx13 = model(inputs_BxS)
 
-    `config.dtype` "bfloat16" computes under autocast, with the memory and the loss in float32. `config.remat` is of no
-    effect: it changes no result.
+    `config.dtype` "bfloat16" computes under autocast, with the memory and the loss in float32. `config.remat` is
+    ignored: it changes no result.
 
     Raises:
         ConfigError: for types other than those of DTYPES, and for the baseline.
@@ -179,12 +179,12 @@ class TTMModel(nn.Module):
         self.to(getattr(torch, c.param_dtype))
 
     def forward(self, inputs_BxS: Tensor, num_steps: int | None = None) -> Tensor:
-        """Logits [B, T, 13] of the first T = `num_steps` output positions (all S where None).
+        """Compute the logits [B, T, 13] of the first T = `num_steps` places of the answer (all S where None).
 
-        Under the schedule "product" only problems whose operands have at most T - 1 digits together are worked out to
-        their end; what others lack is NaN.
+        `num_steps` counts places, whatever the schedule. Under "product" only problems whose operands have at most
+        T - 1 digits together are worked out to their end; the places that others lack are NaN.
 
-        In training mode dropout is on and logits are as the head gives them; in evaluation mode all positions after
+        In training mode dropout is on, and logits are as the head gives them. In evaluation mode all positions after
         the first predicted EOS are EOS.
 
         Raises:
@@ -194,15 +194,15 @@ class TTMModel(nn.Module):
         return logits_BxTxV if self.training else apply_eos_masking(logits_BxTxV, detect_eos(logits_BxTxV))
 
     def raw_logits(self, inputs_BxS: Tensor, num_steps: int | None = None) -> Tensor:
-        """As a call, with nothing masked."""
+        """Compute the logits of a call, with nothing masked."""
         logits_BxUxV, _ = self.heads(inputs_BxS, num_steps)
         return select_answers(self.config, inputs_BxS, logits_BxUxV, num_steps or self.config.seq_len)
 
     def heads(self, inputs_BxS: Tensor, num_steps: int | None = None) -> tuple[Tensor, Tensor | None]:
-        """The unmasked logits of each machine step [B, U, 13], and those of what is carried out of it [B, U, 45].
+        """Compute the unmasked logits of each machine step [B, U, 13], and of what is carried out of it [B, U, 45].
 
-        U is T under the schedule "digit"; `select_answers` takes the steps that answer a place. The carry logits are
-        None where the config has no `carry_head`.
+        `num_steps` is the number of places T; U, the number of machine steps, is T too under the schedule "digit".
+        `select_answers` takes the steps that answer a place. Without a `carry_head` the carry logits are None.
         """
         c = self.config
         num_steps = c.seq_len if num_steps is None else num_steps
@@ -224,7 +224,7 @@ class TTMModel(nn.Module):
 
     @property
     def memory_init(self) -> Tensor:
-        """The initial memory [1, M, D]: a parameter, where the config has it learned."""
+        """Return the initial memory [1, M, D]: a parameter, where the config has it learned."""
         return self.machine.initial_memory
 
     @property
@@ -253,11 +253,11 @@ class TTMModel(nn.Module):
         return create_position_indices(inputs_BxS)
 
     def _embed_inputs(self, inputs_BxS: Tensor) -> Tensor:
-        """The embedded problem [B, S, D]; each step adds the embedding of what it works out."""
+        """Embed the problem [B, S, D]; each machine step adds the embedding of what it works out."""
         return self.token_embed(inputs_BxS) + self.pos_embed(self._create_position_indices(inputs_BxS))
 
     def _embed_steps(self, inputs_BxS: Tensor, num_steps: int) -> Tensor:
-        """The embedding of what each of U steps works out, [1, U, D], or [B, U, D] under the schedule "product"."""
+        """Embed what each of U = `num_steps` machine steps works out: [1, U, D], or [B, U, D] under "product"."""
         if self.config.schedule == "digit":
             return self.place_embed.weight[None, :num_steps]
         place_BxU, first_BxU, second_BxU = create_product_steps(inputs_BxS)[:, :num_steps].unbind(dim=-1)

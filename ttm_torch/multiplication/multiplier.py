@@ -17,7 +17,7 @@ from ttm_torch.training.step import evaluation_mode
 
 @dataclass(frozen=True)
 class Multiplier(AnyMultiplier):
-    """A trained model; it computes where its weights are.
+    """A trained model, which computes on the device of its weights.
 
     Attributes:
         model: the module.
@@ -32,7 +32,7 @@ class Multiplier(AnyMultiplier):
     def predict(
         self, inputs_BxS: np.ndarray, batch_size: int = 512, num_steps: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `AnyMultiplier.predict`."""
+        """Predict as `AnyMultiplier.predict` says."""
         check_fit(self.config.model.schedule, inputs_BxS, num_steps)
         device = next(self.model.parameters()).device
         predictions, probabilities = [], []
@@ -45,7 +45,7 @@ class Multiplier(AnyMultiplier):
 
 
 def load(path: str | Path, device: torch.device | str = "cpu") -> Multiplier:
-    """The multiplier of a checkpoint, or of a run folder (its best checkpoint, or else its latest).
+    """Load the multiplier of a checkpoint, or of a run folder: its best checkpoint, or else its latest.
 
     Raises:
         CheckpointError: naming the path and what is wrong with it.

@@ -27,7 +27,7 @@ from ttm_torch.training.step import Loss, TrainState, evaluation_mode, make_mode
 
 @dataclass(frozen=True)
 class MultiplicationObjective:
-    """The multiplier of a config; its arrays are those of `training_arrays`."""
+    """The multiplier of a config, as an objective of the trainer; its arrays are those of `training_arrays`."""
 
     config: ModelConfig
     muon: str = MACHINE_WEIGHTS
@@ -63,17 +63,17 @@ def create_state(config: Config, device: torch.device | str = "cpu") -> TrainSta
 
 
 def create_model(config: Config) -> TTMModel:
-    """Make the model of a fresh state, on the CPU; the global random numbers are left where they are."""
+    """Make the model of a fresh state, on the CPU; leave the global random numbers where they are."""
     model = make_model(MultiplicationObjective(config.model), config.train.seed)
     assert isinstance(model, TTMModel)
     return model
 
 
 def loss_fn(model: TTMModel, batch: Mapping[str, Tensor]) -> tuple[Loss, Tensor]:
-    """Compute loss and logits [B, T, 13] of the first T output positions; dropout is on in training mode.
+    """Compute loss and logits [B, T, 13] of the first T places; dropout is on in training mode.
 
-    Without "carries", or "sums" under the schedule "product", in the batch the loss of a carry head is left out, which
-    training refuses.
+    A carry head needs "carries" in the batch, or "sums" under the schedule "product". Without them its loss is left
+    out in evaluation; training raises a ValueError.
     """
     targets_BxT, T = batch["targets"], batch["targets"].shape[1]
     logits_BxUxV, carry_logits_BxUxC = model.heads(batch["inputs"], T)
@@ -99,12 +99,12 @@ def train_step(
     scheduler: LRScheduler | None = None,
     max_grad_norm: float | None = 1.0,
 ) -> Tensor:
-    """Take one optimiser step on `batch`; give the loss, a scalar tensor on the model's device.
+    """Take one optimiser step on `batch`; return the loss, a scalar tensor on the model's device.
 
     Args:
         model: put in training mode.
-        batch: tensors or arrays "inputs" [B, S], "targets" [B, T] and, for a carry head, "carries" [B, T], or "sums"
-            [B, U] under the schedule "product", as a mapping or in that order. T, or U, machine steps are run.
+        batch: tensors or arrays "inputs" [B, S] and "targets" [B, T], as a mapping or in this order. A carry head
+            takes "carries" [B, T] too, or "sums" [B, U] under the schedule "product". T, or U, machine steps are run.
         optimizer: of the model's parameters.
         scheduler: sets the rate of the next step.
         max_grad_norm: gradients are scaled down to this norm; None: left as they are.
@@ -120,7 +120,7 @@ def train_step_with_metrics(
     max_grad_norm: float | None = 1.0,
     micro_batches: int = 1,
 ) -> dict[str, Any]:
-    """As `train_step`; give "loss", "grad_norm" (before clipping), "learning_rate" and "exact_match" [B].
+    """Step as `train_step`; return "loss", "grad_norm" (before clipping), "learning_rate" and "exact_match" [B].
 
     Raises:
         ValueError: if `micro_batches` doesn't divide B, or a carry head has nothing to be trained on.
@@ -134,8 +134,8 @@ def train_step_with_metrics(
 def eval_step(model: TTMModel, batch: Any) -> dict[str, Tensor]:
     """Compute predictions and accuracy on `batch` (as of `train_step`), dropout off, EOS masking on.
 
-    Returns "predictions" [B, T], "probabilities" [B, T] (of the predicted tokens), "loss",
-    "position_accuracy" and "sequence_accuracy". The model is left in the mode that it was in.
+    Returns "predictions" [B, T], "probabilities" [B, T] (of the predicted tokens), "loss", "position_accuracy" and
+    "sequence_accuracy". The model keeps the mode that it was in.
     """
     batch = _tensors(model, batch)
     with evaluation_mode(model):

@@ -1,6 +1,6 @@
 """Checkpoints of PyTorch states on disk (see `ttm_jax.training.checkpoint_files`): nothing in them can run code.
 
-`params/` has the weights as safetensors, under the names of the state_dict, which `parity.weights` takes to JAX;
+`params/` has the weights as safetensors, under the names of the state_dict; `parity.weights` takes them to JAX.
 `training/` has the optimiser's state as `torch.load(..., weights_only=True)` reads it.
 """
 
@@ -58,7 +58,7 @@ class CheckpointFolder:
         self._kept, self._with_training = KEPT[kind], kind == LATEST
 
     def save(self, state: TrainState, meta: dict[str, Any]) -> Path:
-        """Writes the state and `meta` as the checkpoint of the state's step; nothing where it is there already."""
+        """Write the state and `meta` as the checkpoint of the state's step, unless it is there already."""
         path = self.path / str(state.step)
         if not path.exists():
             _write(path, state.model, meta, _training(state) if self._with_training else None)
@@ -69,21 +69,21 @@ class CheckpointFolder:
         return path
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
 
 def load_meta(path: Path) -> tuple[Any, dict[str, Any]]:
-    """The config and the other metadata of a checkpoint.
+    """Read the config and the other metadata of a checkpoint.
 
     Raises:
-        CheckpointError: if it is not one of the twin's or its config is not one that this version knows.
+        CheckpointError: if it is not a checkpoint of the twin, or this version does not know its config.
     """
     meta = read_meta(path, TORCH_FORMAT)
     return config_of_checkpoint(path, meta), meta
 
 
 def save_model(path: Path, model: nn.Module, meta: dict[str, Any]) -> None:
-    """Writes weights and `meta`, which has the config, as a checkpoint at a path where there is nothing yet."""
+    """Write weights and `meta`, which has the config, as a checkpoint at a path where there is nothing yet."""
     _write(path, model, meta, None)
 
 

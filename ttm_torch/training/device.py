@@ -10,10 +10,10 @@ DEVICES = ("cpu", "cuda")
 
 
 def find_device(name: str | None = None) -> torch.device:
-    """The device of that name; where None, the GPU if there is one.
+    """Find the device of that name; where None, the GPU if there is one.
 
     Raises:
-        ConfigError: if there is none of that name.
+        ConfigError: for "cuda" where PyTorch finds no GPU.
     """
     has_cuda = torch.cuda.is_available()
     if name == "cuda" and not has_cuda:
@@ -22,5 +22,5 @@ def find_device(name: str | None = None) -> torch.device:
 
 
 def add_device_flag(parser: argparse.ArgumentParser) -> None:
-    """--device, for `find_device`."""
+    """Add the flag --device, for `find_device`."""
     parser.add_argument("--device", choices=DEVICES, help="where to compute (default: cuda where there is a GPU)")

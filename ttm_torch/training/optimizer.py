@@ -21,10 +21,10 @@ NEWTON_SCHULZ_COEFFICIENTS = (3.4445, -4.775, 2.0315)
 def make_optimizer(
     model: nn.Module, config: OptimizerConfig | None = None, muon: str = MACHINE_WEIGHTS
 ) -> torch.optim.Optimizer:
-    """Make the optimiser that the config names, at the base rate. Clipping is `train_step`'s.
+    """Make the optimiser that the config names, at the base rate; `train_step` clips.
 
-    "adam" adds weight decay to the gradient, "adamw" to the step. "muon" is `Muon` for the matrices whose names match a
-    regular expression, those of the machine's linear layers where none is given, and its Adam for all other parameters.
+    "adam" adds weight decay to the gradient, "adamw" to the step. "muon" is `Muon` for the matrices whose names match
+    the regular expression `muon`, by default the machine's linear layers. All other parameters get its Adam.
 
     Raises:
         ValueError: for "muon" and a model without such weights.
@@ -48,9 +48,8 @@ class Muon(torch.optim.Optimizer):
     """Orthogonalised momentum for matrices (https://kellerjordan.github.io/posts/muon), Adam for everything else.
 
     The momentum of a matrix is orthogonalised and given the root mean square `rms`, near that of Adam's steps
-    (arXiv 2502.16982). Both have Nesterov momentum and add weight decay to the step: the arithmetic of
-    `optax.contrib.muon`. `torch.optim.Muon` orthogonalises in bfloat16; here it is done in the parameters' type, or
-    float32 where that is narrower.
+    (arXiv 2502.16982). Both have Nesterov momentum and add weight decay to the step, as `optax.contrib.muon` does.
+    `torch.optim.Muon` orthogonalises in bfloat16; here it is the parameters' type, or float32 where that is narrower.
 
     Args:
         matrices: the weights [outputs, inputs] to orthogonalise; the first group of parameters.
@@ -83,7 +82,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step for every parameter that has a gradient; the loss, where `closure` computes it anew."""
+        """Step every parameter that has a gradient; return the loss, where `closure` computes it anew."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -116,14 +115,14 @@ class Muon(torch.optim.Optimizer):
 
 
 def _nesterov(grad: Tensor, state: dict[str, Any], beta: float) -> Tensor:
-    """The running mean of gradients one step ahead, corrected for its start (Dozat 2016)."""
+    """Compute the running mean of gradients one step ahead, corrected for its start (Dozat 2016)."""
     mean, step = state["momentum"], state["step"]
     mean.mul_(beta).add_(grad, alpha=1 - beta)
     return beta * mean / (1 - beta ** (step + 1)) + (1 - beta) * grad / (1 - beta**step)
 
 
 def newton_schulz(matrix: Tensor, eps: float = 1e-8) -> Tensor:
-    """The matrix with its singular values pulled towards 1, five steps of x <- a x + (b x x^T + c (x x^T)^2) x."""
+    """Pull a matrix's singular values towards 1, by five steps of x <- a x + (b x x^T + c (x x^T)^2) x."""
     x = at_least_float32(matrix)
     x = x.T if x.shape[0] > x.shape[1] else x
     x = x / (x.norm() + eps)
@@ -135,10 +134,10 @@ def newton_schulz(matrix: Tensor, eps: float = 1e-8) -> Tensor:
 
 
 def learning_rate(config: OptimizerConfig, step: int) -> float:
-    """Rate of step n (from 0): linear up to the peak at `warmup_steps`, cosine to the floor, then constant.
+    """Compute the rate of optimiser step n = `step`, from 0: linear to a peak, cosine to a floor, then constant.
 
-    The peak is `peak_factor` x `learning_rate`, reached at `warmup_steps`; the floor is `alpha` x
-    `learning_rate`, reached `decay_steps` later.
+    The peak is `peak_factor` x `learning_rate`, reached at `warmup_steps`. The floor is `alpha` x `learning_rate`,
+    reached `decay_steps` later.
     """
     peak = config.peak_factor * config.learning_rate
     floor = config.alpha * config.learning_rate
@@ -150,21 +149,21 @@ def learning_rate(config: OptimizerConfig, step: int) -> float:
 
 
 class Scheduler(LRScheduler):
-    """Sets the rate of `learning_rate(config, n)` for step n; call `step()` after each `optimizer.step()`."""
+    """The rate `learning_rate(config, n)` for step n; call `step()` after each `optimizer.step()`."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, config: OptimizerConfig | None = None):
         self.config = OptimizerConfig() if config is None else config
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float | torch.Tensor]:
-        """The rate of the present step, for each group of parameters."""
+        """Return the rate of the present step, for each group of parameters."""
         return [learning_rate(self.config, self.last_epoch) for _ in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """As of any scheduler, without the config, so that `torch.load(..., weights_only=True)` takes it."""
+        """Return the state without the config, so that `torch.load(..., weights_only=True)` takes it."""
         return {name: value for name, value in super().state_dict().items() if name != "config"}
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, config: OptimizerConfig | None = None) -> Scheduler:
-    """The scheduler of the config's rates."""
+    """Make the scheduler of the config's rates."""
     return Scheduler(optimizer, config)

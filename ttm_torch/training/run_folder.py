@@ -10,10 +10,10 @@ PACKAGES = ("torch", "numpy", "safetensors")
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
-    """Where a result comes from: versions, commit, machine, date, command."""
+    """Tell where a result comes from: versions, commit, machine, date, command."""
     return describe_origin(PACKAGES, device_name(device), device.type)
 
 
 def device_name(device: torch.device) -> str:
-    """The model of a GPU, or "cpu"."""
+    """Name the model of a GPU, or "cpu"."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -18,7 +18,7 @@ Carry = Any
 
 
 class Loss(NamedTuple):
-    """The loss of a batch as a sum and what it is a mean over: both are added up over micro-batches.
+    """The loss of a batch as a sum, and the count that makes it a mean. Both add up over micro-batches.
 
     Attributes:
         total: summed over the items of the batch.
@@ -46,11 +46,11 @@ class Objective(Protocol):
         ...
 
     def init_carry(self, batch_size: int) -> Carry:
-        """Make what the first batch of a run is given from the batch before: tensors [B, ...], or ()."""
+        """Make what the first batch of a run gets in place of a batch before: tensors [B, ...], or ()."""
         ...
 
     def loss(self, model: Any, arrays: Mapping[str, Tensor], carry: Carry) -> tuple[Loss, Carry]:
-        """Compute the loss of a batch, and what the next batch is given."""
+        """Compute the loss of a batch, and what the next batch gets."""
         ...
 
     def predict(self, model: Any, arrays: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ class TrainState:
 
     @property
     def step(self) -> int:
-        """Optimiser steps done."""
+        """Return the number of optimiser steps done."""
         return self.scheduler.last_epoch
 
 
@@ -88,14 +88,14 @@ def make_state(
 
 
 def make_model(objective: Objective, seed: int) -> nn.Module:
-    """Make the model of a fresh state, on the CPU; the global random numbers are left where they are."""
+    """Make the model of a fresh state, on the CPU; leave the global random numbers where they are."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):  # whatever the default device is
         torch.random.default_generator.manual_seed(random_seed(seed))  # of the CPU alone, which is what was forked
         return objective.make_model()
 
 
 def random_seed(seed: int, step: int = -1) -> int:
-    """Give the seed of the initialisation, or of the dropout in step n: a resumed run drops what it would have."""
+    """Return the seed of the initialisation, or of the dropout in step n, which a resumed run repeats."""
     return int(np.random.SeedSequence([seed, step + 1]).generate_state(1, np.uint64)[0])
 
 
@@ -109,10 +109,10 @@ def take_step(
     micro_batches: int = 1,
     carry: Carry = (),
 ) -> tuple[dict[str, Any], Carry]:
-    """Take one optimiser step; give its metrics and the next carry.
+    """Take one optimiser step; return its metrics and the next carry.
 
-    Gradients are computed of so many equal parts of the batch, one after the other, and added up. Metrics are "loss",
-    "grad_norm" (before clipping), "learning_rate" and those of the loss [B].
+    The batch is cut into `micro_batches` equal parts. Their gradients are computed one after the other and added up.
+    Metrics are "loss", "grad_norm" (before clipping), "learning_rate" and those of the loss [B].
 
     Raises:
         ValueError: if `micro_batches` doesn't divide B.
@@ -139,7 +139,7 @@ def _compute_gradients(
     carry: Carry,
     micro_batches: int,
 ) -> tuple[Loss, Carry]:
-    """Set the parameters' gradients to those of the mean; give the loss of the whole batch and the next carry."""
+    """Set the parameters' gradients to those of the mean; return the whole batch's loss and the next carry."""
     B = len(next(iter(arrays.values())))
     if micro_batches < 1 or B % micro_batches:
         raise ValueError(f"micro_batches must divide the batch of {B}, got {micro_batches}")
@@ -163,7 +163,7 @@ def _take_rows(tree: Any, rows: slice) -> Any:
 
 
 def _clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
-    """Scale the gradients down to a norm, where one is given; give the norm that they had."""
+    """Scale the gradients down to a norm, where one is given; return the norm that they had."""
     if max_norm is None:
         return nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     return nn.utils.clip_grad_norm_(model.parameters(), max_norm=max_norm)
@@ -171,7 +171,7 @@ def _clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Generator[None, None, None]:
-    """Switch dropout and gradients off; afterwards the model is in the mode that it was in."""
+    """Switch dropout and gradients off; afterwards put the model back in the mode that it was in."""
     was_training = model.training
     model.eval()
     try:

@@ -18,7 +18,7 @@ from ttm_torch.training.step import Objective, TrainState, evaluation_mode, make
 
 
 class TorchEngine:
-    """See `ttm_jax.training.engine.Engine`.
+    """The engine of PyTorch; its methods are those of `ttm_jax.training.engine.Engine`.
 
     Args:
         objective: model and loss.
