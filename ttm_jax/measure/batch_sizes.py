@@ -59,7 +59,7 @@ def measure(
     ceiling: CeilingSizes | None = None,
     budget_s: float = 20.0,
 ) -> dict[str, Any]:
-    """Times training steps of growing batches, taking turns, until one would take over five seconds or not fit."""
+    """Time training steps of growing batches, in turns, until one would take over five seconds or not fit."""
     config = config or load_config(find_config(CONFIG))
     ceiling = ceiling or ceiling_sizes(device)
     turns, rows = Turns(device, budget_s), []
@@ -98,13 +98,13 @@ def measure(
 
 
 def best_batch(rows: list[dict[str, Any]]) -> int | None:
-    """The smallest batch whose throughput is within 5 % of the highest measured; None where no batch fitted."""
+    """Find the smallest batch with a throughput within 5 % of the highest measured; None where no batch fitted."""
     highest = max((row["examples_per_s"] for row in rows), default=0.0)
     return min((row["batch_size"] for row in rows if row["examples_per_s"] >= NEARLY_BEST * highest), default=None)
 
 
 def tables(section: dict[str, Any]) -> list[Table]:
-    """Throughput and memory by batch size."""
+    """Make the table of throughput and memory by batch size."""
     headings = ["batch", "step", "quartiles", "examples/s", "of ceiling", "memory, planned", "memory, measured"]
     rows = [
         [

@@ -54,7 +54,7 @@ class MultiplicationTask:
         return Batch(training_arrays(drawn, self._config.model, self.dataset.num_steps()), drawn.lengths)
 
     def must_read(self, step: int) -> bool:
-        """At the end of a window, which renews the mixture."""
+        """Return True at the end of a window, which renews the mixture."""
         return self.curriculum.mixture.steps + 1 == self._config.curriculum.mixture_every
 
     def record(self, batch: Batch, metrics: Mapping[str, Any]) -> Record | None:
@@ -76,6 +76,7 @@ class MultiplicationTask:
         config, T = self._config.train, self.dataset.num_steps()
         sets = {str(length): self.dataset.held_out(length, config.eval_pairs) for length in self.dataset.lengths()}
         sets = {name: pairs for name, pairs in sets.items() if len(pairs)}
+        # The pairs of all lengths are predicted together, and their answers split by length again.
         pairs = np.concatenate(list(sets.values()))
         targets = encode_answers(pairs.prod(axis=1), self.dataset.seq_len)[:, :T]
         predictions = predict(

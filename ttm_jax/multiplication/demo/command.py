@@ -26,7 +26,7 @@ _QUIT = ("q", "quit", "exit")
 
 
 def make_parser() -> Parser:
-    """The command line."""
+    """Make the command line."""
     parser = Parser(
         prog="python -m ttm_jax.demo",
         description="A trained Token Turing Machine multiplies what you type, digit by digit, and shows how.",
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(parser: Parser, args: argparse.Namespace) -> int:
-    """What the flags ask for; what is wrong with them is said before the model is loaded."""
+    """Do what the flags ask for; say what is wrong with them before the model is loaded."""
     problem = parse_problem(" ".join(args.problem)) if args.problem else None
     if args.port is not None and not args.page:
         return fail(parser, "--port goes with --page")
@@ -90,7 +90,7 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
 
 
 def load_demo(path: Path | None) -> Multiplier:
-    """The multiplier of a path; of `CHECKPOINT`, as shipped, where None.
+    """Load the multiplier of a path, or where None that of `CHECKPOINT`, as shipped.
 
     Raises:
         CheckpointError: saying, where there is nothing at the path, how to get a trained model.
@@ -105,12 +105,12 @@ def load_demo(path: Path | None) -> Multiplier:
 
 
 def warm_up(multiplier: Multiplier) -> None:
-    """Compiles, so that the time of an answer is that of the network."""
+    """Compile, so that the time of an answer is that of the network."""
     trace(multiplier, 1, 1)
 
 
 class Session:
-    """Counts what was asked and what was right."""
+    """A count of what was asked and of what was right."""
 
     def __init__(self) -> None:
         self.correct = self.total = 0
@@ -125,7 +125,7 @@ class Session:
 
 
 def _converse(multiplier: Multiplier, as_json: bool) -> int:
-    """Products from stdin until it ends; 2 where lines that no one typed by hand were not all products."""
+    """Answer products from stdin until it ends; return 2 if lines that no one typed by hand were not all products."""
     interactive = sys.stdin.isatty()
     console = Console(highlight=False)
     session = Session()
@@ -158,7 +158,7 @@ def _converse(multiplier: Multiplier, as_json: bool) -> int:
 
 
 def _lines(interactive: bool) -> Iterator[str]:
-    """Lines of stdin; Ctrl-C and Ctrl-D end them where someone types."""
+    """Yield the lines of stdin; Ctrl-C and Ctrl-D end them where someone types."""
     if not interactive:
         yield from sys.stdin
         return
@@ -188,7 +188,7 @@ def _serve(parser: Parser, args: argparse.Namespace, problem: tuple[int, int] | 
 
 
 def _shipped() -> Path:
-    """The checkpoint that comes with the package."""
+    """Find the checkpoint that comes with the package."""
     return shipped(PACKAGE, str(CHECKPOINT), str(CHECKPOINT))
 
 

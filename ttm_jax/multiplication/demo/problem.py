@@ -17,7 +17,7 @@ class ProblemError(ValueError):
 
 
 def parse_problem(text: str) -> tuple[int, int]:
-    """The operands of "123*45", "123 x 45" or "123×45".
+    """Read the operands of "123*45", "123 x 45" or "123×45".
 
     Raises:
         ProblemError: saying what is wrong with the text and what would be right.
@@ -51,9 +51,9 @@ def _shorten(text: str) -> str:
 
 
 def was_trained(config: Config, a: int, b: int) -> str:
-    """Whether a run of this config can have seen the pair: "held out", "too long" or "possible".
+    """Say whether a run of this config can have seen the pair: "held out", "too long" or "possible".
 
-    "too long" is a pair of operands that no stage of the run reaches, longer or larger than any that it samples.
+    "too long" is a pair of operands that no stage of the run reaches: longer or larger than any that it samples.
     """
     data, curriculum = config.data, config.curriculum
     dataset = MultiplicationDataset(
