@@ -28,7 +28,7 @@ def convert_checkpoint(source: str | Path, target: str | Path) -> Path:
     import ttm_jax.training.checkpoint
     import ttm_torch.training.checkpoint
     from parity.weights import to_jax, to_torch
-    from ttm_jax.multiplication.objective import create_state
+    from ttm_jax.multiplication.objective import make_objective
     from ttm_jax.training.config import ConfigError
     from ttm_torch.multiplication.objective import create_model
 
@@ -41,12 +41,12 @@ def convert_checkpoint(source: str | Path, target: str | Path) -> Path:
             if read_format(path) == JAX_FORMAT:
                 config, meta = ttm_jax.training.checkpoint.load_meta(path)
                 twin = create_model(config)
-                twin.load_state_dict(to_torch(ttm_jax.training.checkpoint.load_params(path, config)))
+                twin.load_state_dict(to_torch(ttm_jax.training.checkpoint.load_params(path, make_objective(config))))
                 ttm_torch.training.checkpoint.save_model(target, twin, meta)
             else:
                 config, meta = ttm_torch.training.checkpoint.load_meta(path)
                 twin = ttm_torch.training.checkpoint.load_model(path, create_model(config))
-                like = jax.eval_shape(lambda: create_state(config)).params
+                like = jax.eval_shape(make_objective(config).init, jax.random.key(0))
                 ttm_jax.training.checkpoint.save_params(target, to_jax(twin.state_dict(), like), meta)
     except ConfigError as error:
         raise CheckpointError(f"checkpoint {path}: {error}") from None

@@ -7,14 +7,13 @@ from ttm_jax.multiplication.task import MARKS
 from ttm_jax.tasks import load_config, make_task
 from ttm_jax.train import start
 from ttm_jax.training.command import DEFAULT_CONFIG
-from ttm_jax.training.config import find_config
 from ttm_jax.training.display import make_display
 from ttm_jax.training.run_folder import RunFolder
 
 
 @pytest.mark.slow  # minutes on two cores
 def test_the_default_training_reaches_the_marks(tmp_path):
-    config = load_config(find_config(DEFAULT_CONFIG))
+    config = load_config(DEFAULT_CONFIG)
     task = make_task(config)
     run = start(config, task, tmp_path)
     display = make_display(task, next(run))

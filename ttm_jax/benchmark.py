@@ -1,4 +1,4 @@
-"""Measures this machine: what it is, what it can do, and what the Token Turing Machine makes of it.
+"""Measurements of this machine: what it is, what it can do, and what the Token Turing Machine makes of it.
 
 python -m ttm_jax.benchmark --quick
 """

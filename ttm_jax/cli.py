@@ -1,4 +1,4 @@
-"""What the commands share: one-line errors with exit code 2, and how far they are."""
+"""What the commands share: one-line errors with exit code 2, and progress."""
 
 import argparse
 import difflib
@@ -33,13 +33,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def fail(parser: argparse.ArgumentParser, message: object, code: int = 2) -> int:
-    """Prints one line on stderr and gives the exit code."""
+    """Print one line on stderr and return the exit code."""
     print(f"{parser.prog}: error: {message}", file=sys.stderr)
     return code
 
 
 def positive_int(text: str) -> int:
-    """The argparse type of counts."""
+    """Read a count, as a type of argparse."""
     try:
         value = int(text)
     except ValueError:
@@ -50,7 +50,7 @@ def positive_int(text: str) -> int:
 
 
 def this_python() -> str:
-    """What starts this interpreter from here: "python" where the shell finds it by that name, else its path."""
+    """Say what starts this interpreter from here: "python" where the shell finds it by that name, else its path."""
     if shutil.which("python") == sys.executable:
         return "python"
     executable, here = Path(sys.executable), Path.cwd()
@@ -65,29 +65,29 @@ def clock(seconds: float) -> str:
 
 
 class Progress:
-    """Is told what is planned and what begins; passes (begun, planned, what) on to be shown."""
+    """The steps that are planned and begun; `show` is called with (begun, planned, what) to show them."""
 
     def __init__(self, show: Callable[[int, int, str], None] = lambda *_: None):
         self.planned = self.begun = 0
         self._show = show
 
     def plan(self, steps: int) -> None:
-        """Adds steps to those that are to come."""
+        """Add steps to those that are to come."""
         self.planned += steps
 
     def step(self, what: str) -> None:
-        """Begins one of the planned steps."""
+        """Begin one of the planned steps."""
         self.begun += 1
         self.say(what)
 
     def say(self, what: str) -> None:
-        """Says what is being done in the step that has begun."""
+        """Say what is being done in the step that has begun."""
         self._show(self.begun, self.planned, what)
 
 
 @contextmanager
 def show_progress() -> Generator[Progress, None, None]:
-    """Shows progress on stderr: a bar on a terminal, below all that is printed; else a line every ten seconds."""
+    """Show progress on stderr: a bar on a terminal, below all that is printed; else a line every ten seconds."""
     if not sys.stderr.isatty():
         last = -math.inf
 

@@ -1,4 +1,4 @@
-"""Files that come with the package, inside it where a wheel was installed, elsewhere in a checkout; and JSON files."""
+"""Files that come with the package, whether in an installed wheel or in a checkout; and JSON files."""
 
 import json
 from pathlib import Path
@@ -12,13 +12,13 @@ class FileError(ValueError):
 
 
 def shipped(package: Path, inside: str, in_checkout: str) -> Path:
-    """A folder by its path in a wheel, seen from the package, or else in the checkout that the package is in."""
+    """Find a folder: by its path inside the package, as in a wheel, or else in the checkout that the package is in."""
     folder = package / inside
     return folder if folder.is_dir() else package.parent / in_checkout
 
 
 def read_json(path: Path) -> Any:
-    """Reads a file of JSON.
+    """Read a file of JSON.
 
     Raises:
         FileError: if it cannot be read, or is not JSON.
@@ -32,7 +32,7 @@ def read_json(path: Path) -> Any:
 
 
 def write_json(path: Path, values: Any) -> None:
-    """Writes a file of JSON, in a folder that is made where needed; a reader never sees half of it.
+    """Write a file of JSON, in a folder that is made where needed; a reader never sees half of it.
 
     Raises:
         FileError: if it cannot be written.

@@ -1,10 +1,10 @@
-"""Where figures come from."""
+"""Matplotlib, for all that draws figures."""
 
 from typing import Any
 
 
 def pyplot() -> Any:
-    """Gives matplotlib's pyplot, which draws into files alone; imported only where something is drawn."""
+    """Return matplotlib's pyplot, which draws into files alone; it is imported only where something is drawn."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -45,11 +45,12 @@ def config_from_dict(values: Mapping[str, Any]) -> Any:
 
 
 def load_config(path: str | Path) -> Any:
-    """Read the config of a TOML file; keys left out keep their defaults.
+    """Read a config: a TOML file, or a shipped one by its name ("quick"); keys left out keep their defaults.
 
     Raises:
         ConfigError: naming the file, the key, and what is allowed.
     """
+    path = training.find_config(str(path))
     values = training.read_values(path)
     try:
         return config_from_dict(values)

@@ -15,6 +15,7 @@ from ttm_jax.multiplication.config import (
     ModelConfig as ModelConfig,
     TrainConfig as TrainConfig,
 )
+from ttm_jax.multiplication.metrics import wilson_interval as wilson_interval
 from ttm_jax.multiplication.problems import (
     MultiplicationDataset as MultiplicationDataset,
     augment_batch as augment_batch,
@@ -32,6 +33,7 @@ from ttm_jax.multiplication.vocab import (
     tokens_to_string as tokens_to_string,
 )
 from ttm_jax.tasks import load_config as load_config
+from ttm_jax.training.checkpoint_files import CheckpointError as CheckpointError
 from ttm_jax.training.config import (
     ConfigError as ConfigError,
     OptimizerConfig as OptimizerConfig,
@@ -99,7 +101,6 @@ from ttm_torch.multiplication.metrics import (
     exact_match as exact_match,
     position_accuracy as position_accuracy,
     sequence_accuracy as sequence_accuracy,
-    wilson_interval as wilson_interval,
 )
 from ttm_torch.multiplication.model import (
     OutputHead as OutputHead,
@@ -123,7 +124,6 @@ from ttm_torch.multiplication.objective import (
     eval_step as eval_step,
     train_step as train_step,
 )
-from ttm_torch.training.checkpoint import CheckpointError as CheckpointError
 from ttm_torch.training.optimizer import (
     Muon as Muon,
     Scheduler as Scheduler,

@@ -10,8 +10,7 @@ from ttm_jax.cli import fail
 from ttm_jax.multiplication.grid import make_evaluation_parser, run_evaluation
 from ttm_jax.training.config import ConfigError
 from ttm_torch.multiplication.multiplier import load
-from ttm_torch.training.device import add_device_flag, find_device
-from ttm_torch.training.run_folder import provenance
+from ttm_torch.training.device import add_device_flag, find_device, provenance
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -18,7 +18,6 @@ from parity.fast_jit import fast_jit
 from parity.twins import load_weights, tensors_of, to_numpy
 from ttm_jax.multiplication.config import ModelConfig
 from ttm_jax.tasks import load_config
-from ttm_jax.training.config import shipped_configs
 
 # Layers round to 8 bits, not at the same places: Flax follows each module's dtype, PyTorch autocast.
 BFLOAT16_BOUND = 4 * float(jnp.finfo(jnp.bfloat16).eps)
@@ -94,7 +93,7 @@ def _model(name: str, dtype: str, write: str) -> tuple[ModelConfig, Any]:
     """Load a shipped config, without dropout, to compute in `dtype`; draw parameters, in float32 at least."""
     param_dtype = "float32" if dtype == "bfloat16" else dtype
     options: Any = dict(write=write, dtype=dtype, param_dtype=param_dtype, dropout_rate=0.0)
-    config = dataclasses.replace(load_config(shipped_configs() / f"{name}.toml").model, **options)
+    config = dataclasses.replace(load_config(name).model, **options)
     return config, multiplier_params(ttm_jax.TTMModel(config), param_dtype)
 
 

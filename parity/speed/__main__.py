@@ -16,9 +16,10 @@ from typing import Any
 from parity.needs import missing_device
 from parity.speed.cases import ALL_VARIANTS, Case, all_cases, quick_cases
 from parity.speed.measure import Limits, measure
-from parity.speed.report import draw, markdown, one_line, put_in_readme
+from parity.speed.report import draw, markdown, one_line, readme_table
 from ttm_jax.cli import Parser, fail, positive_int, show_progress
 from ttm_jax.files import FileError, read_json, write_json
+from ttm_jax.measure.report import put_block
 from ttm_jax.training.run_folder import provenance
 
 SCRATCH = Path("runs/speed")
@@ -29,7 +30,7 @@ Values = dict[str, Any]
 
 
 def load(path: Path) -> Values:
-    """Reads a result; FileError where it is none."""
+    """Read a result, or raise FileError where it is none."""
     values = read_json(path)
     try:
         markdown(values)
@@ -39,7 +40,7 @@ def load(path: Path) -> Values:
 
 
 def select(args: argparse.Namespace) -> list[Case]:
-    """The cases of the command's options."""
+    """Select the cases of the command's options."""
     cases = quick_cases() if args.quick else all_cases()
     cases = [case for case in cases if fnmatch.fnmatchcase(case.name, f"*{args.only}*")]
     if args.variants:
@@ -84,7 +85,7 @@ def _parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command; see `--help` for its exit status."""
+    """Run the command; see `--help` for its exit status."""
     parser = _parser()
     args = parser.parse_args(argv)
     cases = select(args)
@@ -108,7 +109,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measure(parser: Parser, cases: list[Case], path: Path, args: argparse.Namespace) -> int:
-    """Measures the cases, each saved with what is said of the run, and writes the report."""
+    """Measure the cases, save each with what is said of the run, and write the report."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # of this process, which computes nothing
@@ -116,6 +117,7 @@ def _measure(parser: Parser, cases: list[Case], path: Path, args: argparse.Names
     if here["load_at_start"] > BUSY:
         print(f"the machine is busy (load {here['load_at_start']:.1f}): times mean little", file=sys.stderr)
     values: Values = {"cases": []}
+    # What a resumed result says of machine and versions must hold for this run too.
     if args.resume and path.exists():
         values = load(path)
         for name in here.keys() - {*OF_A_RUN, "device", "backend"}:  # device and backend are the workers' to say
@@ -142,7 +144,7 @@ def _measure(parser: Parser, cases: list[Case], path: Path, args: argparse.Names
 
 
 def _run(cases: list[Case], values: Values, path: Path, args: argparse.Namespace, about: Values) -> int:
-    """How many cells failed but for lack of time."""
+    """Measure the cases and return how many cells failed but for lack of time."""
     failed = 0
     with show_progress() as progress:
         progress.plan(len(cases))
@@ -159,7 +161,7 @@ def _run(cases: list[Case], values: Values, path: Path, args: argparse.Namespace
 
 
 def _write_report(path: Path, values: Values) -> list[Path]:
-    """Writes page and chart; gives all files."""
+    """Write page and chart; return all files."""
     page, chart = path.with_suffix(".md"), path.with_suffix(".png")
     page.write_text(markdown(values), encoding="utf-8")
     draw(values, chart)
@@ -171,7 +173,7 @@ def _report(path: Path, values: Values, args: argparse.Namespace) -> int:
     print(json.dumps(values) if args.json else markdown(values))
     if args.readme:
         try:
-            text = put_in_readme(args.readme.read_text(encoding="utf-8"), values)
+            text = put_block(args.readme.read_text(encoding="utf-8"), "speed", readme_table(values))
         except ValueError as error:
             raise ValueError(f"{args.readme}: {error}") from None
         args.readme.write_text(text, encoding="utf-8")

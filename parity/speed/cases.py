@@ -15,8 +15,8 @@ import numpy as np
 from ttm_jax.multiplication.config import Config
 from ttm_jax.multiplication.problems import MultiplicationDataset
 from ttm_jax.multiplication.steps import training_arrays
+from ttm_jax.multiplication.task import make_dataset
 from ttm_jax.tasks import load_config
-from ttm_jax.training.config import find_config
 
 Kind = Literal["train", "forward", "stream"]
 DType = Literal["float32", "bfloat16"]
@@ -52,7 +52,7 @@ class Machine:
     positions: bool = True
 
     def options(self) -> dict[str, Any]:
-        """What both twins' machines take as arguments; width and number of tokens JAX sees in its inputs."""
+        """Return what both twins' machines take as arguments; JAX sees width and number of tokens in its inputs."""
         seen = ("batch_size", "width", "num_tokens")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in seen}
 
@@ -70,7 +70,7 @@ class Case:
 
     Attributes:
         size: a config (of the whole multiplier, but for "stream", where it is of its machine), or one of MACHINES.
-        steps: T.
+        steps: T machine steps; of a whole multiplier also the places that it answers, one a step.
         dtype: of computation; parameters are float32.
         kind: "train" is a whole optimiser step, "forward" an inference, "stream" an inference of one example at a time
             with the memory carried from call to call.
@@ -85,35 +85,35 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Such as "quick/6/float32/train"."""
+        """Return a name such as "quick/6/float32/train"."""
         return f"{self.size}/{self.steps}/{self.dtype}/{self.kind}"
 
     @property
     def is_multiplier(self) -> bool:
-        """The whole multiplier of a config, not a machine alone."""
+        """Say whether it is the whole multiplier of a config, not a machine alone."""
         return self.size not in MACHINES and self.kind != "stream"
 
     @property
     def batch_size(self) -> int:
-        """B."""
+        """Return B, the examples of a call."""
         if self.kind == "stream":
             return 1
         return MACHINES[self.size].batch_size if self.size in MACHINES else CONFIG_BATCH
 
     @property
     def optimizer(self) -> str | None:
-        """The optimiser of a training step: the config's, or Adam for a machine alone; None for an inference."""
+        """Name the optimiser of a training step: the config's, or Adam for a machine alone; None for an inference."""
         if self.kind != "train":
             return None
         return self.config.optimizer.name if self.is_multiplier else "adam"
 
     @property
     def config(self) -> Config:
-        """A multiplier's: as shipped, but for the dtype and a warm-up of one step.
+        """Return a multiplier's config: as shipped, but for the dtype and a warm-up of one step.
 
         In the first steps of a long warm-up the optimiser changes too little for a wrong one to be seen.
         """
-        config = load_config(find_config(self.size))
+        config = load_config(self.size)
         return dataclasses.replace(
             config,
             model=dataclasses.replace(config.model, dtype=self.dtype),
@@ -122,15 +122,15 @@ class Case:
 
     @property
     def machine(self) -> Machine:
-        """The sizes of a machine alone."""
+        """Return the sizes of a machine alone."""
         if self.size in MACHINES:
             return MACHINES[self.size]
-        c = load_config(find_config(self.size)).model
+        c = load_config(self.size).model
         as_configured = {field.name for field in dataclasses.fields(Machine)} & vars(c).keys()
         return Machine(self.batch_size, num_tokens=c.seq_len, **{name: getattr(c, name) for name in as_configured})
 
     def batch(self) -> dict[str, np.ndarray]:
-        """The batch, always the same: as of `training_arrays` for a multiplier, else "tokens" [B, T, N, D]."""
+        """Make the batch, always the same: that of `training_arrays` for a multiplier, else "tokens" [B, T, N, D]."""
         if self.is_multiplier:
             return training_arrays(_problems(self.size).batch(seed=0, step=0), self.config.model, self.steps)
         shape = (self.batch_size, self.steps, self.machine.num_tokens, self.machine.width)
@@ -138,21 +138,18 @@ class Case:
 
 
 def _problems(config_name: str) -> MultiplicationDataset:
-    """The problems that a config trains in its last stage, which has the longest products."""
-    config = load_config(find_config(config_name))
-    data, stage = config.data, config.curriculum.last_stage
-    return MultiplicationDataset(
-        CONFIG_BATCH, stages=data.stages, start_stage=stage, max_digits=data.max_digits, augment=data.augment
-    )
+    """Return the problems that a config trains in its last stage, which has the longest products."""
+    config = load_config(config_name)
+    return make_dataset(config, CONFIG_BATCH, config.curriculum.last_stage)
 
 
 def quick_cases() -> list[Case]:
-    """The training steps of the two configs."""
+    """List the training steps of the two configs."""
     return [case for case in all_cases() if case.size in CONFIGS and (case.kind, case.dtype) == ("train", "float32")]
 
 
 def all_cases() -> list[Case]:
-    """Every case, in the order of measuring."""
+    """List every case, in the order of measuring."""
     return [case for dtype in DTYPES for case in _cases(dtype)]
 
 
@@ -174,7 +171,7 @@ def _cases(dtype: DType) -> Iterator[Case]:
 
 
 def write_weights(case: Case, folder: Path) -> None:
-    """Writes the same fresh weights for both twins: `torch.safetensors` and `jax.safetensors`."""
+    """Write the same fresh weights for both twins: `torch.safetensors` and `jax.safetensors`."""
     import jax
     import torch
     from flax.traverse_util import flatten_dict
@@ -201,7 +198,7 @@ def write_weights(case: Case, folder: Path) -> None:
 
 
 def digest(result: np.ndarray) -> list[float]:
-    """A scalar as it is; of an array its mean, root mean square and eight of its numbers."""
+    """Return a scalar as it is, or of an array its mean, root mean square and eight of its numbers."""
     flat = np.asarray(result, np.float64).ravel()
     if flat.size == 1:
         return [float(flat[0])]

@@ -25,17 +25,17 @@ Apply = Callable[..., Any]
 
 
 def describe() -> dict[str, Any]:
-    """The device."""
+    """Say what the device is."""
     return {"device": jax.devices()[0].device_kind}
 
 
 def warm_up() -> None:
-    """Compiles and runs something small, so that starting the compiler is no part of a case's first call."""
+    """Compile and run something small, so that starting the compiler is no part of a case's first call."""
     jax.block_until_ready(jax.jit(lambda x: x @ x)(jnp.ones((8, 8))))
 
 
 def build(case: Case, variant: str, folder: Path) -> Call:
-    """One call of the case; gives the loss or the outputs, computed when it returns."""
+    """Make a function that makes one call of the case, and returns its loss or outputs once they are computed."""
     params = jax.device_put(unflatten_dict(load_file(folder / "jax.safetensors"), sep="/"))
     batch = jax.device_put(case.batch())
     if case.is_multiplier:
@@ -47,7 +47,7 @@ def build(case: Case, variant: str, folder: Path) -> Call:
 
 
 def _apply(case: Case, variant: str) -> Apply:
-    """The machine in one of the JAX forms; as users train it, it recomputes by the default policy."""
+    """Return the machine in one of the JAX forms; as users train it, it recomputes by the default policy."""
     remat = case.kind == "train" and variant in (JAX, UNROLLED_REMAT)
     machine = TokenTuringMachine(**case.machine.options(), dtype=jnp.dtype(case.dtype), remat=remat)
     return Unrolled(machine, remat).apply if variant in (UNROLLED, UNROLLED_REMAT) else machine.apply
@@ -77,7 +77,7 @@ def _multiply(model: TTMModel, params: Any, inputs_BxS: jax.Array, num_steps: in
 
 
 def _train(apply: Apply, params: Any, tokens_BxTxNxD: jax.Array) -> Call:
-    """Adam on the mean square difference of the last step's outputs from the first of its tokens.
+    """Make a step of Adam on the mean square difference of the last step's outputs from the first of its tokens.
 
     The last memory is a result, here and in `_forward`: the compiler would leave its write out otherwise.
     """

@@ -1,4 +1,4 @@
-"""Measures a case: workers that agree take turns, A B C A B C ..., one at a time."""
+"""The measurement of a case: workers that agree take turns, A B C A B C ..., one at a time."""
 
 import dataclasses
 import statistics
@@ -18,7 +18,7 @@ START_SECONDS = 120.0
 
 
 def tolerance(dtype: str, device: str) -> float:
-    """The largest difference of results, relative to their largest, of three calls; float32 is TF32 on CUDA."""
+    """Return by how much results may differ, relative to their largest, in three calls; float32 is TF32 on CUDA."""
     return {"float32": 1e-3 if device == "cpu" else 1e-2, "bfloat16": 5e-2}[dtype]
 
 
@@ -39,9 +39,9 @@ class Refused(Exception):
 
 
 def check_agreement(values: Mapping[str, Sequence[float]], tolerance: float) -> float:
-    """The largest difference of results from those of the first variant, relative to its largest.
+    """Return the largest difference of results from those of the first variant, relative to its largest.
 
-    Refused, with the names of the two, where it is above the tolerance or not a number.
+    Raises Refused, with the names of the two, where it is above the tolerance or not a number.
     """
     (reference, expected), *others = values.items()
     scale = np.abs(expected).max()
@@ -55,23 +55,23 @@ def check_agreement(values: Mapping[str, Sequence[float]], tolerance: float) -> 
 
 
 def plan(call_s: Mapping[str, float], limits: Limits) -> tuple[int, dict[str, int]]:
-    """The number of rounds, and of calls in a turn of each variant, from the time of a call."""
+    """Plan the number of rounds, and of calls in a turn of each variant, from the time of a call."""
     calls = {name: min(max(int(limits.turn_s / s), 1), limits.max_calls) for name, s in call_s.items()}
     round_s = sum(calls[name] * s for name, s in call_s.items())
     return min(max(int(limits.case_s / round_s), limits.min_rounds), limits.max_rounds), calls
 
 
 def quartiles(values: Sequence[float]) -> dict[str, float]:
-    """Median and quartiles."""
+    """Return median and quartiles."""
     low, median, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [*values] * 3
     return {"median": median, "quartile_1": low, "quartile_3": high}
 
 
 def summarize(turns_s: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Statistics of the seconds [round][call] of each variant.
+    """Sum up the seconds [round][call] of each variant by median and quartiles.
 
-    "ms" of the medians of the rounds, and "ratio" of those to JAX's in the same round: a slow spell of the machine
-    falls on both.
+    "ms" are those of the medians of the rounds. "ratio" are those of the medians by JAX's in the same round: a slow
+    spell of the machine falls on both.
     """
     rounds = {name: [statistics.median(calls) for calls in turns] for name, turns in turns_s.items()}
     result = {name: {"ms": quartiles([1e3 * s for s in medians])} for name, medians in rounds.items()}
@@ -88,7 +88,7 @@ class Turns:
         self.cells: dict[str, dict[str, Any]] = {}
 
     def ask_all(self, do: str, what: str, **arguments: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """The answers of the workers, one after the other; one that fails is ended, and its cell says why.
+        """Return the answers of the workers, one after the other; end one that fails, and say why in its cell.
 
         Each argument is given by worker.
         """
@@ -105,7 +105,7 @@ class Turns:
         return answers
 
     def time(self, rounds: int, calls: Mapping[str, int]) -> None:
-        """Times all workers in turns; Refused where a result is not finite."""
+        """Time all workers in turns; raise Refused where a result is not finite."""
         turns_s: dict[str, list[list[float]]] = {name: [] for name in calls}
         idle: dict[str, list[float]] = {name: [] for name in calls}
         for round_number in range(rounds):
@@ -126,11 +126,11 @@ def measure(
     progress: Callable[[str], None] = lambda _: None,
     command: Callable[[str, str], Sequence[str]] = worker_command,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Times a case in a fresh process for each variant, which `command` gives what starts it.
+    """Time a case in a fresh process for each variant, started by what `command` returns.
 
     Returns:
-        The result, plain values: of each variant its times or why there are none ("failed"), or for the whole case why
-        it was refused ("refused"); and where it was measured.
+        The result as plain values, and where it was measured. The result has the times of each variant or why there are
+        none ("failed"), or for the whole case why it was refused ("refused").
     """
     fields = {name: value for name, value in dataclasses.asdict(case).items() if name != "variants"}
     result: dict[str, Any] = {"name": case.name, **fields, "batch_size": case.batch_size, "optimizer": case.optimizer}
@@ -144,6 +144,7 @@ def measure(
         turns = Turns(dict(workers), limits, progress)
         for answer in turns.ask_all("describe", "start").values():
             said |= {key: answer[key] for key in ("device", "threads")}
+        # Only variants whose first calls agree are timed.
         asked = {"case": dataclasses.asdict(case), "folder": str(folder)}
         every = {key: dict.fromkeys(workers, value) for key, value in asked.items()}
         answers = turns.ask_all("prepare", "first calls", **every)

@@ -22,7 +22,7 @@ class WorkerTimeout(WorkerError):
 
 
 def worker_command(variant: str, device: str) -> list[str]:
-    """What starts a worker."""
+    """Return what starts a worker."""
     return [sys.executable, "-m", "parity.speed.worker", variant, device]
 
 
@@ -53,7 +53,7 @@ class Worker:
         self._answers: Any = self._process.stdout
 
     def ask(self, do: str, timeout: float, **arguments: Any) -> dict[str, Any]:
-        """Sends a command, and waits so many seconds for the one line that answers it."""
+        """Send a command and return its one-line answer; raise WorkerError where none comes in `timeout` seconds."""
         with contextlib.suppress(BrokenPipeError):  # it has died: the answer says how
             print(json.dumps({"do": do, **arguments}), file=self._commands, flush=True)
         if not select.select([self._answers], [], [], timeout)[0]:
@@ -66,7 +66,7 @@ class Worker:
         raise WorkerError(f"died with {how}: {lines[-1].strip()[:300]}")
 
     def stop(self) -> None:
-        """Ends the process and all that it has started; harmless when it has ended."""
+        """End the process and all that it has started; harmless when it has ended."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from parity.speed.cases import COMPILE, COMPILE_STEP, EAGER, JAX, OTHER_FORMS, PLAIN, UNROLLED, UNROLLED_REMAT
-from ttm_jax.measure.report import markdown_table, put_block, short_commit
+from ttm_jax.measure.report import markdown_table, short_commit
 from ttm_jax.plotting import pyplot
 
 LABELS = {
@@ -35,13 +35,13 @@ Cell = dict[str, Any]
 
 
 def best_torch(case: Case) -> str | None:
-    """The PyTorch variant with the least median; None where none was timed."""
+    """Name the PyTorch variant with the least median; None where none was timed."""
     timed = [name for name, cell in case["variants"].items() if name.startswith("torch") and "ms" in cell]
     return min(timed, key=lambda name: case["variants"][name]["ms"]["median"]) if timed else None
 
 
 def one_line(case: Case) -> str:
-    """A case as progress shows it: medians, and ratios to JAX."""
+    """Write a case as progress shows it: medians, and ratios to JAX."""
     if "refused" in case:
         return f"{case['name']}: REFUSED: {case['refused']}"
     words = []
@@ -52,7 +52,7 @@ def one_line(case: Case) -> str:
 
 
 def markdown(result: dict[str, Any]) -> str:
-    """All tables as a page."""
+    """Write all tables as a page."""
     cases = [case for case in result["cases"] if "refused" not in case]
     notes: list[str] = []
     parts = [_heading(result)]
@@ -74,7 +74,7 @@ def markdown(result: dict[str, Any]) -> str:
 
 
 def readme_table(result: dict[str, Any]) -> str:
-    """The short table, with where it comes from."""
+    """Write the short table, and where it comes from."""
     by_name = {case["name"]: case for case in result["cases"]}
     rows = []
     for name, words in README_ROWS.items():
@@ -88,13 +88,8 @@ def readme_table(result: dict[str, Any]) -> str:
     return f"{markdown_table(['float32', 'JAX', 'best PyTorch', 'PyTorch / JAX'], rows)}\n\n{_origin(result)}"
 
 
-def put_in_readme(text: str, result: dict[str, Any]) -> str:
-    """The text with the short table between its marks; ValueError where it has none."""
-    return put_block(text, "speed", readme_table(result))
-
-
 def draw(result: dict[str, Any], path: Path) -> None:
-    """The ratios of the medians, with quartiles, as a chart: a line a case, a mark a variant."""
+    """Draw the ratios of the medians, with quartiles, as a chart: a line a case, a mark a variant."""
     cases = [case for case in result["cases"] if "ms" in case["variants"].get(JAX, {})]
     if not cases:
         return
@@ -114,6 +109,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     axis.set(xscale="log", xlabel="time / time of JAX (right of 1: JAX is faster); median and quartiles of the rounds")
     axis.set_yticks(range(len(cases)), names, fontsize="small")
     axis.invert_yaxis()
+    # The axis is logarithmic, its ticks are plain numbers.
     low, high = axis.get_xlim()
     axis.set_xticks([tick for tick in _TICKS if low <= tick <= high])
     axis.xaxis.set_major_formatter("{x:g}")
@@ -126,7 +122,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def _heading(result: dict[str, Any]) -> str:
-    """Where the result comes from: the device, and each run's command with the load that the machine had before it."""
+    """Say where the result comes from: the device, and each run's command with the load that the machine had before."""
     runs = {case["run"]["date"]: case["run"] for case in result["cases"]}
     commands = ", ".join(f"`{run['command']}` (load before it {run['load_at_start']:.1f})" for run in runs.values())
     idle = [cell["idle_cpu"] for case in result["cases"] for cell in case["variants"].values() if "idle_cpu" in cell]
@@ -153,7 +149,7 @@ def _origin(result: dict[str, Any]) -> str:
 def _table(
     cases: Sequence[Case], figure: Callable[[Cell], str | None], notes: list[str], columns: slice = slice(-1)
 ) -> str:
-    """A row a case, a column a variant: its kind and sizes, a figure of each cell, the ratio of the best PyTorch."""
+    """Write a row a case, a column a variant: kind and sizes, a figure of each cell, the ratio of the best PyTorch."""
     shown = [name for name in LABELS if any(name in case["variants"] for case in cases) and name not in OTHER_FORMS]
     rows = []
     for case in cases:
@@ -168,7 +164,7 @@ def _table(
 
 
 def _forms_table(case: Case) -> str:
-    """The forms of the same steps in JAX, each with and without recomputing in the backward pass."""
+    """Write the forms of the same steps in JAX, each with and without recomputing in the backward pass."""
     labels = LABELS | {JAX: "JAX, scan, remat", PLAIN: "JAX, scan, no remat"}
     rows = []
     for name in (JAX, *OTHER_FORMS):
@@ -197,7 +193,7 @@ def _what(case: Case) -> str:
 
 
 def _note(case: Case, name: str, notes: list[str]) -> str:
-    """A reference to why a cell has no number."""
+    """Return a reference to why a cell has no number."""
     note = f"{case['name']}, {LABELS[name]}: {case['variants'][name]['failed']}"
     if note not in notes:
         notes.append(note)

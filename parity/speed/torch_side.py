@@ -15,19 +15,19 @@ Call = Callable[[], Tensor]
 
 
 def describe() -> dict[str, Any]:
-    """The device."""
+    """Say what the device is."""
     device = torch.get_default_device().type
     return {"device": torch.cuda.get_device_name() if device == "cuda" else device}
 
 
 def warm_up(variant: str) -> None:
-    """Compiles and runs something small, so that starting the compiler is no part of a case's first call."""
+    """Compile and run something small, so that starting the compiler is no part of a case's first call."""
     function = torch.sin if variant == EAGER else torch.compile(torch.sin)
     function(torch.ones(8, 8, requires_grad=True)).sum().backward()
 
 
 def build(case: Case, variant: str, folder: Path) -> Call:
-    """One call of the case; gives the loss or the outputs, computed when it returns."""
+    """Make a function that makes one call of the case, and returns its loss or outputs once they are computed."""
     device = torch.get_default_device()
     batch = {name: torch.as_tensor(array, device=device) for name, array in case.batch().items()}
     model = _model(case, variant)
@@ -41,7 +41,7 @@ def build(case: Case, variant: str, folder: Path) -> Call:
 
 
 def _model(case: Case, variant: str) -> Any:
-    """The model, with what the variant compiles: the whole pass of all steps, or one machine step."""
+    """Make the model, and compile what the variant compiles: the whole pass of all steps, or one machine step."""
     if case.is_multiplier:
         model: Any = ttm_torch.TTMModel(case.config.model)
         machine, whole = model.machine, "heads"
@@ -84,12 +84,12 @@ def _multiply(case: Case, model: Any, batch: dict[str, Tensor]) -> Call:
 
 
 def _autocast(tokens: Tensor, dtype: str) -> torch.autocast:
-    """Computes in bfloat16 where that is wanted, with parameters in float32, as the twin's multiplier does."""
+    """Compute in bfloat16 where that is wanted, with parameters in float32, as the twin's multiplier does."""
     return torch.autocast(tokens.device.type, torch.bfloat16, enabled=dtype == "bfloat16")
 
 
 def _train(model: Any, tokens_BxTxNxD: Tensor, dtype: str) -> Call:
-    """Adam on the mean square difference of the last step's outputs from the first of its tokens."""
+    """Make a step of Adam on the mean square difference of the last step's outputs from the first of its tokens."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
 
     def call() -> Tensor:

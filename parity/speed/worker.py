@@ -30,7 +30,7 @@ CHECKED_CALLS = 3
 
 
 class Server:
-    """Answers the commands, which are its methods."""
+    """The commands, each a method that answers it."""
 
     def __init__(self, variant: str, device: str):
         self.variant = variant
@@ -56,11 +56,11 @@ class Server:
             torch_side.warm_up(variant)
 
     def describe(self) -> dict[str, Any]:
-        """Where the worker computes."""
+        """Say where the worker computes."""
         return {**self.framework.describe(), "threads": self.threads}
 
     def prepare(self, case: dict[str, Any], folder: str) -> dict[str, Any]:
-        """Builds a case with the weights in `folder` and makes its first calls."""
+        """Build a case with the weights in `folder` and make its first calls."""
         self.call = self.framework.build(Case(**case), self.variant, Path(folder))
         seconds, values = [], []
         for _ in range(CHECKED_CALLS):
@@ -70,7 +70,7 @@ class Server:
         return {"first_call_s": seconds[0], "call_s": seconds[-1], "values": values}
 
     def time_calls(self, count: int) -> dict[str, Any]:
-        """Times calls; where there are several, one goes before them to warm what cooled down while waiting."""
+        """Time calls; where there are several, make one before them to warm what cooled down while waiting."""
         if count > 1:
             self.call()
         timed = [self._timed_call() for _ in range(count)]
@@ -84,7 +84,7 @@ class Server:
 
 
 def as_array(result: Any) -> np.ndarray:
-    """A framework's array or tensor as NumPy's."""
+    """Return a framework's array or tensor as NumPy's."""
     if hasattr(result, "cpu"):  # a tensor; NumPy can't take one of bfloat16
         result = result.float().cpu()
     return np.asarray(result, np.float64)

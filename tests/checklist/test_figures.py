@@ -18,7 +18,6 @@ from ttm_jax.machine.flops import summary_cost
 from ttm_jax.measure import ablations, pages
 from ttm_jax.measure.report import NOT_MEASURED, digits
 from ttm_jax.measure.results import load_results
-from ttm_jax.training.config import find_config
 from ttm_jax.training.run_folder import RunFolder
 from ttm_torch.multiplication.objective import loss_fn
 
@@ -252,7 +251,7 @@ def seeded_model() -> ttm_torch.TTMModel:
 
 
 def default_config() -> ttm_torch.Config:
-    return ttm_torch.load_config(find_config("default"))
+    return ttm_torch.load_config("default")
 
 
 FIGURES: dict[str, Callable[[], list[Any]]] = {

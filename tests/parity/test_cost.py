@@ -10,7 +10,6 @@ import ttm_torch
 from parity.weights import twin_of
 from ttm_jax.machine.memory import READS, WRITES
 from ttm_jax.machine.processing import PROCESSING_UNITS
-from ttm_jax.training.config import find_config
 
 SIZES = dict(memory_size=7, process_size=3, num_layers=2, mlp_dim=11, num_heads=2)
 MACHINES = [
@@ -35,7 +34,7 @@ def test_a_machine_is_counted_as_jax_has_it_in_closed_form(machine):
 @pytest.mark.parametrize("config", ["default", "quick", "five_digits", "without carries"])
 def test_the_multiplier_is_counted_as_jax_has_it_in_closed_form(config):
     name = config if config == "five_digits" else "quick"
-    model = ttm_torch.ModelConfig() if config == "default" else ttm_jax.load_config(find_config(name)).model
+    model = ttm_torch.ModelConfig() if config == "default" else ttm_jax.load_config(name).model
     model = dataclasses.replace(model, carry_head=False) if config == "without carries" else model
     expected = ttm_jax.measure_flops(ttm_jax.TTMModel(model))
     assert ttm_torch.measure_flops(ttm_torch.TTMModel(model)) == expected > 0

@@ -10,7 +10,8 @@ import torch
 
 from parity.speed import __main__ as command
 from parity.speed.cases import EAGER, JAX, UNROLLED, all_cases
-from parity.speed.report import README_ROWS, markdown, put_in_readme, readme_table
+from parity.speed.report import README_ROWS, markdown, readme_table
+from ttm_jax.measure.report import put_block
 
 ROOT = Path(__file__).parents[2]
 RUN = {"date": "2026-11-20T12:00:00+00:00", "command": "python -m parity.speed", "load_at_start": 0.1}
@@ -78,11 +79,11 @@ def test_the_short_table(result):
     assert "| training step, `quick`, batch 64 | 50.0 ms | 60.0 ms (compile) | **1.20** (1.08 - 1.32) |" in table
     assert table.count("not measured") == len(README_ROWS) - 1
     assert "commit `0123456+changes`, 2026-11-20." in table
-    text = put_in_readme("a\n<!-- speed -->\nold\n<!-- /speed -->\nb\n", result)
+    text = put_block("a\n<!-- speed -->\nold\n<!-- /speed -->\nb\n", "speed", readme_table(result))
     assert text == f"a\n<!-- speed -->\n{table}\n<!-- /speed -->\nb\n"
-    assert put_in_readme(text, result) == text
+    assert put_block(text, "speed", readme_table(result)) == text
     with pytest.raises(ValueError, match="<!-- speed -->"):
-        put_in_readme("a", result)
+        put_block("a", "speed", readme_table(result))
 
 
 def test_the_short_table_shows_cases_that_there_are():
@@ -92,7 +93,7 @@ def test_the_short_table_shows_cases_that_there_are():
 def test_the_page_has_the_table_of_the_results():
     readme = (ROOT / "docs/performance.md").read_text(encoding="utf-8")
     found = json.loads((ROOT / "results/speed/cpu.json").read_text(encoding="utf-8"))
-    assert put_in_readme(readme, found) == readme, (
+    assert put_block(readme, "speed", readme_table(found)) == readme, (
         "python -m parity.speed --report --out results/speed --readme docs/performance.md"
     )
 

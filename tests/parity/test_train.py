@@ -12,11 +12,11 @@ import ttm_jax
 from parity.compare import largest_difference
 from parity.weights import load, to_jax, to_torch
 from ttm_jax.tasks import make_objective, make_task
+from ttm_jax.training.checkpoint_files import find_checkpoint
 from ttm_jax.training.config import override
 from ttm_jax.training.jax_engine import JaxEngine
 from ttm_jax.training.loop import train
 from ttm_jax.training.run_folder import RunFolder
-from ttm_torch.training.checkpoint import find_checkpoint
 from ttm_torch.training.torch_engine import TorchEngine
 
 

@@ -17,10 +17,10 @@ from ttm_jax.files import FileError, read_json, write_json
 from ttm_jax.measure.compare import summarize_run
 from ttm_jax.measure.report import markdown_table, mean_and_range
 from ttm_jax.multiplication.config import Config
-from ttm_jax.multiplication.problems import MultiplicationDataset
+from ttm_jax.multiplication.task import make_dataset
 from ttm_jax.plotting import pyplot
 from ttm_jax.tasks import config_from_dict, load_config
-from ttm_jax.training.config import ConfigError, config_to_dict, find_config
+from ttm_jax.training.config import ConfigError, config_to_dict
 from ttm_jax.training.run_folder import RunFolder
 
 CONFIG = "ablation"
@@ -57,26 +57,26 @@ class Run:
 
     @property
     def path(self) -> Path:
-        """Its run folder."""
+        """Return its run folder."""
         return self.runs / f"{re.sub(r'[^a-z0-9]+', '-', self.name.lower())}-{self.seed}"
 
     @property
     def log(self) -> Path:
-        """What it has printed."""
+        """Return the file of what it has printed."""
         return self.path.with_suffix(".log")
 
     def command(self) -> list[str]:
-        """What starts it anew, after `python`."""
+        """Return what starts it anew, after `python`."""
         flags = *ROWS[self.name], "--train.seed", str(self.seed)
         return ["-m", "ttm_jax.train", "--config", CONFIG, "--workdir", str(self.path), *flags]
 
     def next_command(self) -> list[str]:
-        """What starts it, or goes on with it where it was begun; on one device, however many cores there are."""
+        """Return what starts it, or goes on where it was begun; on one device, however many cores there are."""
         begun = (self.path / "config.toml").exists()
         return [*self.command(), "--devices", "1", *(["--resume"] if begun else [])]
 
     def is_finished(self) -> bool:
-        """Whether it has made its last evaluation."""
+        """Say whether it has made its last evaluation."""
         try:
             train = load_config(self.path / "config.toml").train
             steps = [record["step"] for record in RunFolder(self.path).records() if record["kind"] == "eval"]
@@ -85,7 +85,7 @@ class Run:
         return bool(steps) and steps[-1] >= train.max_epochs * train.steps_per_epoch
 
     def summary(self) -> dict[str, Any]:
-        """What came of it, as plain values."""
+        """Sum up what came of it, as plain values."""
         found = summarize_run(self.path, self.path)
         return {
             "name": self.name,
@@ -96,7 +96,7 @@ class Run:
         }
 
     def train(self) -> "Run":
-        """Trains it to its end, or raises TrainingFailed; what it prints is added to its log."""
+        """Train it to its end, or raise TrainingFailed; what it prints is added to its log."""
         self.runs.mkdir(parents=True, exist_ok=True)
         with self.log.open("a", encoding="utf-8") as output:
             command = [sys.executable, *self.next_command()]
@@ -111,7 +111,7 @@ class TrainingFailed(Exception):
 
 
 def count_parameters(config: Config) -> int:
-    """Numbers in the parameters of a config's model."""
+    """Count the numbers in the parameters of a config's model."""
     import jax  # here alone: training runs in other processes
 
     from ttm_jax.multiplication.objective import create_state
@@ -120,14 +120,13 @@ def count_parameters(config: Config) -> int:
 
 
 def trained_lengths(config: Config) -> list[str]:
-    """The operand lengths that a run of this config is trained on at its last stage."""
-    data = config.data
-    dataset = MultiplicationDataset(1, stages=data.stages, max_digits=data.max_digits)
-    return list(map(str, dataset.lengths(config.curriculum.last_stage)))
+    """List the operand lengths that a run of this config is trained on at its last stage."""
+    stage = config.curriculum.last_stage
+    return list(map(str, make_dataset(config, 1, stage).lengths(stage)))
 
 
 def load_runs(path: Path) -> list[dict[str, Any]]:
-    """Reads the finished runs of earlier calls; FileError where the file is of another command or budget."""
+    """Read the finished runs of earlier calls; raise FileError where the file is of another command or budget."""
     if not path.exists():
         return []
     values, runs = read_json(path), []
@@ -144,24 +143,24 @@ def load_runs(path: Path) -> list[dict[str, Any]]:
 
 
 def budget() -> Config:
-    """The config that all runs share."""
-    return load_config(find_config(CONFIG))
+    """Load the config that all runs share."""
+    return load_config(CONFIG)
 
 
 def rows_of(runs: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """The runs of each row that has any, in order of their seeds."""
+    """Return the runs of each row that has any, in order of their seeds."""
     found = {name: sorted((run for run in runs if run["name"] == name), key=lambda run: run["seed"]) for name in ROWS}
     return {name: runs for name, runs in found.items() if runs}
 
 
 def shares(runs: Sequence[dict[str, Any]], length: str) -> list[float]:
-    """Percent of the pairs of a length that are answered right, of each run."""
+    """Return the percentage of the pairs of a length that each run answers right."""
     counts = [run["exact_match"][length] for run in runs]
     return [100 * count["correct"] / count["total"] for count in counts]
 
 
 def markdown(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """Mean over the seeds and range, a row a change."""
+    """Write the table of mean over the seeds and range, a row a change."""
     lengths = list(next(iter(rows.values()))[0]["exact_match"])
     table = []
     for name, runs in rows.items():
@@ -171,7 +170,7 @@ def markdown(rows: dict[str, list[dict[str, Any]]]) -> str:
 
 
 def document(rows: dict[str, list[dict[str, Any]]]) -> str:
-    """The table with what a stranger has to know, as a page."""
+    """Write the page: the table, with what a stranger has to know."""
     return f"""# What each part is worth
 
 Held-out exact match in %, mean and range over the seeds, with one thing changed at a time. The budget is
@@ -184,7 +183,7 @@ Held-out exact match in %, mean and range over the seeds, with one thing changed
 
 
 def draw(rows: dict[str, list[dict[str, Any]]], length: str, path: Path) -> None:
-    """A dot a seed and a bar for their mean, a line a row."""
+    """Draw a dot a seed and a bar for their mean, a line a row."""
     plt = pyplot()
     found = {name: shares(runs, length) for name, runs in rows.items()}
     names = sorted(found, key=lambda name: statistics.mean(found[name]))
@@ -223,7 +222,7 @@ def _parser() -> Parser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; see `--help` for its exit status."""
+    """Run the command; see `--help` for its exit status."""
     parser = _parser()
     args = parser.parse_args(argv)
     if unknown := [name for name in args.only if name not in ROWS]:
@@ -267,13 +266,13 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def save_runs(path: Path, runs: Sequence[dict[str, Any]]) -> None:
-    """Writes the finished runs, row by row."""
+    """Write the finished runs, row by row."""
     ordered = [run for row in rows_of(runs).values() for run in row]
     write_json(path, {"budget": config_to_dict(budget()), "runs": ordered})
 
 
 def train(todo: Sequence[Run], jobs: int) -> Iterator[Run]:
-    """Trains runs, `jobs` at a time, and gives each that has finished; after one that failed none is begun."""
+    """Train runs, `jobs` at a time, and yield each that has finished; after one that failed none is begun."""
     left = iter(todo)
     with ThreadPoolExecutor(jobs) as pool:
         begun = {pool.submit(run.train) for run in islice(left, jobs)}

@@ -1,7 +1,7 @@
 """Training throughput of the multiplier against the batch size, and the best batch."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +15,6 @@ from ttm_jax.measure.timing import affordable_calls, timed_call
 from ttm_jax.measure.workload import training_arguments, training_batch, training_flops, training_program
 from ttm_jax.multiplication.config import Config
 from ttm_jax.tasks import load_config
-from ttm_jax.training.config import find_config
 from ttm_jax.training.mesh import place
 
 TITLE, FLAG = "Batch size", "--batch-sizes"
@@ -27,30 +26,6 @@ NEARLY_BEST = 0.95
 ROUNDS = 5
 
 
-@dataclass(frozen=True)
-class Batch:
-    """The compiled training step of a batch; `run` takes one from a fresh state."""
-
-    size: int
-    num_devices: int
-    program: Program
-    function: Callable[[], Any]
-    run: Callable[[], Any]
-
-
-def _batches(config: Config, batch_sizes: Sequence[int], progress: Progress) -> Iterator[Batch]:
-    for size in batch_sizes:
-        progress.step(f"compiling: batch {size}")
-        placement = place(size)
-        arguments = training_arguments(config, size, placement)
-        program = training_program(placement, *arguments)
-
-        def run(program: Program = program, size: int = size, placement: Any = placement) -> None:
-            jax.block_until_ready(program.bind(*training_arguments(config, size, placement))())
-
-        yield Batch(size, len(placement.devices), program, program.bind(*arguments), run)
-
-
 def measure(
     device: jax.Device,
     progress: Progress,
@@ -59,22 +34,26 @@ def measure(
     ceiling: CeilingSizes | None = None,
     budget_s: float = 20.0,
 ) -> dict[str, Any]:
-    """Times training steps of growing batches, taking turns, until one would take over five seconds or not fit."""
-    config = config or load_config(find_config(CONFIG))
+    """Time training steps of growing batches, in turns, until one would take over five seconds or not fit."""
+    config = config or load_config(CONFIG)
     ceiling = ceiling or ceiling_sizes(device)
     turns, rows = Turns(device, budget_s), []
     with jax.default_device(device):
         progress.plan(len(batch_sizes) + 1 + ROUNDS)
-        for batch in _batches(config, batch_sizes, progress):
-            name = str(batch.size)
-            if not turns.fits(name, batch.program):
+        for size in batch_sizes:
+            progress.step(f"compiling: batch {size}")
+            placement = place(size)
+            make_arguments = partial(training_arguments, config, size, placement)
+            program = training_program(placement, *make_arguments())
+            run = partial(_run, program, make_arguments)
+            if not turns.fits(str(size), program):
                 break
             if not rows and not device.memory_stats():
-                batch.run()  # a resident set counts what is set up once; an allocator does not, and would keep its peak
-            device_bytes = device_memory_taken(batch.run)
-            rows.append({"batch_size": batch.size, "num_devices": batch.num_devices, "device_bytes": device_bytes})
-            turns.functions[name] = batch.function
-            if 2 * timed_call(batch.function) > LONGEST_STEP_S:
+                run()  # a resident set counts what is set up once; an allocator does not, and would keep its peak
+            taken = device_memory_taken(run)
+            rows.append({"batch_size": size, "num_devices": len(placement.devices), "device_bytes": taken})
+            turns.functions[str(size)] = function = program.bind(*make_arguments())
+            if 2 * timed_call(function) > LONGEST_STEP_S:
                 break
         progress.step("compiling: ceiling")
         turns.functions[PRODUCT] = product = ceiling_functions(ceiling)[PRODUCT]
@@ -98,13 +77,18 @@ def measure(
 
 
 def best_batch(rows: list[dict[str, Any]]) -> int | None:
-    """The smallest batch whose throughput is within 5 % of the highest measured; None where no batch fitted."""
+    """Find the smallest batch with a throughput within 5 % of the highest measured; None where no batch fitted."""
     highest = max((row["examples_per_s"] for row in rows), default=0.0)
     return min((row["batch_size"] for row in rows if row["examples_per_s"] >= NEARLY_BEST * highest), default=None)
 
 
+def _run(program: Program, make_arguments: Callable[[], Any]) -> None:
+    """Take one step from a fresh state."""
+    jax.block_until_ready(program.bind(*make_arguments())())
+
+
 def tables(section: dict[str, Any]) -> list[Table]:
-    """Throughput and memory by batch size."""
+    """Make the table of throughput and memory by batch size."""
     headings = ["batch", "step", "quartiles", "examples/s", "of ceiling", "memory, planned", "memory, measured"]
     rows = [
         [

@@ -1,4 +1,4 @@
-"""Measures this machine: what it is, what it can do, and what the Token Turing Machine makes of it."""
+"""Measurements of this machine: what it is, what it can do, and what the Token Turing Machine makes of it."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ PAGE = Path("hardware_choice.md")
 
 
 def make_parser() -> Parser:
-    """The command line: one thing is measured a run, on every device present."""
+    """Make the command line: one thing is measured a run, on every device present."""
     parser = Parser(
         prog="python -m ttm_jax.benchmark",
         description="Measures the operations of the Token Turing Machine on each device present,\n"
@@ -74,11 +74,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _measure(args: argparse.Namespace) -> int:
-    """Measures one thing on each device, shows it, and writes it unless the run is quick and names no folder."""
+    """Measure one thing on each device, show it, and write it unless the run is quick and names no folder."""
     folder = args.out or (None if args.quick else OUT)
     keep_freed_memory()  # as training does
     divide_processor()
     found = [(device, results.describe(device)) for device in devices_present()]
+    # Folders that cannot take the results are refused before anything is measured.
     if folder:
         results.check_folder("--out", folder)
         for _, head in found:
@@ -113,7 +114,7 @@ def _measure(args: argparse.Namespace) -> int:
 
 
 def _write_page(args: argparse.Namespace) -> int:
-    """Draws the figures and writes the pages, both from the result files alone."""
+    """Draw the figures and write the pages, both from the result files alone."""
     folder = args.out or OUT
     devices = results.load_results(folder)
     changed = page.regenerate(args.page, folder, devices)

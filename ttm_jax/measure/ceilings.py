@@ -22,12 +22,12 @@ class CeilingSizes:
 
 
 def ceiling_sizes(device: jax.Device) -> CeilingSizes:
-    """Large enough that nothing but arithmetic, or memory, takes time."""
+    """Choose sizes so large that nothing but arithmetic, or memory, takes time."""
     return CeilingSizes(2048, 2**28) if device.platform == "cpu" else CeilingSizes(8192, 2**30)
 
 
 def ceiling_functions(sizes: CeilingSizes) -> dict[str, Callable[[], Any]]:
-    """The product and the copy, ready to be timed; the copy goes to memory that was written before."""
+    """Make the product and the copy, ready to be timed; the copy goes to memory that was written before."""
     matrix = normal(sizes.product, sizes.product)
     product = Program(jnp.matmul, matrix, matrix)
     source = jnp.ones((sizes.copy_bytes // 4,))
@@ -36,7 +36,7 @@ def ceiling_functions(sizes: CeilingSizes) -> dict[str, Callable[[], Any]]:
 
 
 def ceilings(sizes: CeilingSizes, timings: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """FLOP/s of the product and bytes/s of the copy (each byte read once and written once), with their timings."""
+    """Return FLOP/s of the product and bytes/s of the copy (each byte read once and written once), with timings."""
     return {
         "flops_per_s": 2 * sizes.product**3 / timings[PRODUCT]["median_s"],
         "bytes_per_s": 2 * sizes.copy_bytes / timings[COPY]["median_s"],
@@ -46,7 +46,7 @@ def ceilings(sizes: CeilingSizes, timings: Mapping[str, dict[str, Any]]) -> dict
 
 
 def achieved(seconds: float, flops: int, moved_bytes: int, ceiling: dict[str, Any]) -> dict[str, Any]:
-    """FLOP/s and bytes/s, and both as a fraction of the ceilings."""
+    """Return FLOP/s and bytes/s, and both as a fraction of the ceilings."""
     flops_per_s, bytes_per_s = flops / seconds, moved_bytes / seconds
     return {
         "flops": flops,

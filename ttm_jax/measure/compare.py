@@ -1,6 +1,5 @@
 """Runs side by side: what differs in their configs, how long they took, what they reached."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from ttm_jax.training.run_folder import RunFolder
 
 
 def summarize_run(path: Path, reference: Path) -> dict[str, Any]:
-    """One run as plain values: the keys in which its config differs from the reference's, and its last evaluation.
+    """Sum up a run as plain values: the keys in which its config differs from the reference's, its last evaluation.
 
-    "marks_met" maps each mark's length to the seconds at the first evaluation above it; None where there was none. A
-    folder that has no readable config or no evaluation raises ConfigError.
+    "marks_met" maps each mark's length to the seconds at the first evaluation above it; None where there was none.
+    Raises ConfigError where a folder has no readable config or no evaluation.
     """
     config = load_config(path / "config.toml")
     values = flat_values(config)
@@ -42,7 +41,7 @@ def summarize_run(path: Path, reference: Path) -> dict[str, Any]:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """The summaries as a table."""
+    """Write the summaries as a table."""
     lengths = list(dict.fromkeys(name for row in rows for name in row["exact_match"]))
     headings = ["run", "changed", "examples", "time", "all marks met", *(f"{name}, %" for name in lengths)]
     table = []
@@ -65,7 +64,6 @@ def main(argv: list[str] | None = None) -> int:
         prog="python -m ttm_jax.compare",
         description="Compares runs by their last evaluation; configs are compared with that of the first run.",
         epilog="example: python -m ttm_jax.compare runs/quick runs/adamw --out results/variants.json",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, the reference first")
     parser.add_argument("--out", type=Path, help="also write the rows as JSON to this file")

@@ -25,7 +25,7 @@ MEMORY_SOURCES = ("program", "device")
 
 
 def measure_flops(model: TTMModel | Machine, input_shape: tuple[int, ...] | None = None) -> int:
-    """Floating-point operations of a forward pass: 2 x multiply-adds of all matrix products, in closed form.
+    """Count the floating-point operations of a forward pass in closed form: 2 x multiply-adds of all matrix products.
 
     Args:
         model: the multiplier, or a machine.
@@ -49,16 +49,16 @@ def measure_flops(model: TTMModel | Machine, input_shape: tuple[int, ...] | None
 def measure_memory(
     model: TTMModel | Machine, input_shape: tuple[int, ...] | None = None, source: str = "program"
 ) -> float:
-    """Peak memory of a training step in MB (10^6 bytes): parameters, optimiser state, batch and temporaries.
+    """Measure the peak memory of a training step in MB (10^6 bytes): parameters, optimiser, batch and temporaries.
 
-    A step is the gradient and Adam's update, on one device, of the whole batch at a time: `train_step` of a multiplier,
-    all its places asked for; of a machine, that of the mean square of its outputs and memory.
+    A step is the gradient and Adam's update, on one device, of the whole batch at a time. Of a multiplier it is
+    `train_step`, all its places asked for; of a machine, a step on the mean square of its outputs and memory.
 
     Args:
         model: the multiplier, or a machine.
         input_shape: [B, S] of a multiplier, 128 problems where None; [B, T, N, D] of a machine.
-        source: "program": what the compiler planned, the same on every run. "device": what the device had in use at
-            most while a step ran, more than before; by its allocator, or on a Linux processor by the resident set.
+        source: "program" is what the compiler planned, the same on every run. "device" is the most that the device had
+            in use while a step ran, more than before. Its allocator says it, or on a Linux processor the resident set.
 
     Raises:
         ValueError: if the shape is not the model's, or there is no such source.
@@ -89,7 +89,7 @@ def _input_shape(model: Any, shape: tuple[int, ...] | None, batch_size: int) -> 
 
 
 def _training(model: Any, shape: tuple[int, ...]) -> tuple[Callable, Callable[[], tuple[Any, Any]]]:
-    """A training step, and a function that makes its arguments: the state, which it carries, and a batch."""
+    """Return a training step, and a function that makes its arguments: the state, which it carries, and a batch."""
     if isinstance(model, TTMModel):
         config = Config(model=model.config, data=DataConfig(augment=()))  # which both schedules have
 
@@ -112,10 +112,10 @@ def _training(model: Any, shape: tuple[int, ...]) -> tuple[Callable, Callable[[]
 
 
 def machine_train_step(machine: Any, optimizer: optax.GradientTransformation, mesh: Mesh | None = None) -> Callable:
-    """One optimiser step of a bare machine on the mean square of its outputs and memory.
+    """Make an optimiser step of a bare machine on the mean square of its outputs and memory.
 
-    A function of ((variables, optimiser state), tokens [B, T, N, D]) giving ((variables, optimiser state), loss). The
-    devices of the mesh divide the tokens between them, where it is given.
+    It is a function of ((variables, optimiser state), tokens [B, T, N, D]) that returns ((variables, optimiser state),
+    loss). The devices of the mesh divide the tokens between them, where it is given.
     """
 
     def loss_of(variables: Any, tokens_BxTxNxD: jax.Array) -> jax.Array:
@@ -142,10 +142,10 @@ def machine_train_step(machine: Any, optimizer: optax.GradientTransformation, me
 
 
 def device_memory_taken(run: Callable[[], Any]) -> int | None:
-    """Bytes that the default device had in use at most while `run` ran, more than before; None where it doesn't say.
+    """Return the most bytes that the default device had in use while `run` ran, more than before; None if not known.
 
-    That is by the device's allocator, whose peak cannot be set back: None too where `run` stayed below an earlier
-    peak. On a Linux processor it is by the process's resident set.
+    The device's allocator says it, but its peak cannot be set back: None too where `run` stayed below an earlier peak.
+    On a Linux processor the process's resident set says it.
     """
     device = _default_device()
     gc.collect()

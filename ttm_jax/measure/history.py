@@ -31,7 +31,7 @@ MACHINE, TRANSFORMER = MODELS = "machine", "transformer"
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of both models: B sequences, N tokens a step; width, blocks and the machine's memory are those of `model`."""
+    """Sizes of both models: B sequences, N tokens a step; width, blocks and the machine's memory are `model`'s."""
 
     batch_size: int = 1
     num_tokens: int = 16
@@ -46,7 +46,7 @@ def measure(
     budget_s: float = 5.0,
     longest_call_s: float = 20.0,
 ) -> dict[str, Any]:
-    """Time and memory of a step after each of `lengths` steps, and of whole sequences of that many.
+    """Measure time and memory of a step after each of `lengths` steps, and of whole sequences of that many.
 
     Whole sequences end where a call would take longer than `longest_call_s` seconds.
     """
@@ -72,7 +72,7 @@ def measure(
 
 
 def wins_from(rows: list[dict[str, Any]], cost: Callable[[dict[str, Any]], float | None]) -> int | None:
-    """The shortest measured history from which on the machine costs less at every length where both were measured.
+    """Find the shortest history from which on the machine costs less at every length where both were measured.
 
     None where there is no such length.
     """
@@ -107,7 +107,7 @@ class Models:
         self._advance = jax.jit(self._make_steps)
 
     def advance(self, steps: int) -> None:
-        """Runs the machine until it has made `steps` steps, each on new random tokens."""
+        """Run the machine until it has made `steps` steps, each on new random tokens."""
         self.memory_BxMxD = self._advance(self.machine_variables, self.memory_BxMxD, self.steps, steps)
         self.steps = steps
 
@@ -126,17 +126,17 @@ class Models:
         return memory_BxMxD, outputs_Bx1xRxD
 
     def transformer_step(self, cache: Cache, variables: Any, tokens_BxNxD: jax.Array) -> tuple[Cache, jax.Array]:
-        """One step that leaves the cache's length as it was, so that the next call is a step after as many."""
+        """Make one step that leaves the cache's length as it was, so that the next call is a step after as many."""
         results: Any = self.transformer.apply(variables, tokens_BxNxD, cache)
         outputs_BxNxD, after = results
         return after._replace(length=cache.length), outputs_BxNxD
 
     def transformer_outputs(self, *inputs: Any) -> jax.Array:
-        """Those of whole sequences."""
+        """Compute the outputs of whole sequences."""
         return self.transformer.apply(*inputs)[0]
 
     def empty_cache(self, steps: int) -> Cache:
-        """A cache that is full after one more step; of zeros, for what it holds changes neither time nor memory."""
+        """Make a cache that is full after one more step; of zeros, since what it holds changes no time or memory."""
         sizes = self.sizes
         cache = self.transformer.empty_cache(sizes.batch_size, (steps + 1) * sizes.num_tokens, sizes.model.width)
         return cache._replace(length=jnp.int32(steps * sizes.num_tokens))
@@ -187,7 +187,7 @@ def _row(turns: Turns, steps: int, batch_size: int, flops: dict[str, int]) -> di
 
 
 def too_long(name: str, flops: int, shorter: list[dict[str, Any]], longest_call_s: float) -> str | None:
-    """Why a whole sequence is not run: what it would take at the speed of the last measured; None if short."""
+    """Say why a whole sequence is not run: what it would take at the speed of the last measured; None if short."""
     measured = [row[name] for row in shorter if "skipped" not in row[name]]
     if not measured:
         return None
@@ -196,7 +196,7 @@ def too_long(name: str, flops: int, shorter: list[dict[str, Any]], longest_call_
 
 
 def tables(section: dict[str, Any]) -> list[Table]:
-    """Streaming steps and whole sequences, both models side by side; and where the machine costs less."""
+    """Make tables of streaming steps and whole sequences, both models side by side; and of where the machine wins."""
     headings = ["steps", "machine", "Transformer", "ratio", "machine, memory", "Transformer, memory", "ratio"]
     titles = {
         "streaming": "streaming, one more step after so many: median and planned peak memory, Transformer / machine",
@@ -217,7 +217,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _summary(section: dict[str, Any]) -> Table:
-    """Of each model its size, and how the cost of a streaming step grows; from which length on the machine wins."""
+    """Make the table of each model's size, how a streaming step's cost grows, and where the machine costs less."""
     columns = []
     for name in MODELS:
         measured = [row[name] for row in section["streaming"] if "skipped" not in row[name]] or [{}]
@@ -233,7 +233,7 @@ def _summary(section: dict[str, Any]) -> Table:
 
 
 def draw(section: dict[str, Any], path: Path) -> None:
-    """Time and memory, streaming and of whole sequences, both models, as a PNG."""
+    """Draw time and memory of both models, streaming and of whole sequences, as a PNG."""
     plt = pyplot()
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), sharex=True, layout="constrained")
     forms = (("streaming", "a streaming step after"), ("whole", "a whole sequence of"))

@@ -4,7 +4,7 @@ TRAIN_BATCH = 128  # problems of a training step where no shape is given
 
 
 def check_input_shape(seq_len: int | None, shape: tuple[int, ...] | None, batch_size: int) -> tuple[int, ...]:
-    """[B, S] of a multiplier of S = `seq_len`, `batch_size` problems where None; [B, T, N, D] of a machine.
+    """Check a shape: [B, S] of a multiplier, `batch_size` by `seq_len` where None; [B, T, N, D] of a machine.
 
     Raises:
         ValueError: if the shape is not the model's.

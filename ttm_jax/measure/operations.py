@@ -24,7 +24,6 @@ from ttm_jax.multiplication.model import TTMModel, make_machine
 from ttm_jax.multiplication.objective import create_state
 from ttm_jax.multiplication.vocab import VOCAB_SIZE
 from ttm_jax.tasks import load_config
-from ttm_jax.training.config import find_config
 from ttm_jax.training.step import train_step
 
 TITLE, FLAG = "Operations", ""
@@ -36,7 +35,7 @@ QUICK = {"budget_s": 1.0, "calls": None}
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of the operations; width, memory and blocks are the config's."""
+    """Sizes of the operations, `num_steps` in machine steps; width, memory and blocks are the config's."""
 
     product: int = 512
     sequences: int = 1000
@@ -69,8 +68,8 @@ def measure(
     budget_s: float = 10.0,
     calls: int | None = 1000,
 ) -> dict[str, Any]:
-    """Times every operation on `device` for `budget_s` seconds, those of OF_GIVEN_CALLS for so many calls."""
-    config = config or load_config(find_config("three_digits"))
+    """Time every operation on `device` for `budget_s` seconds, or those of OF_GIVEN_CALLS for `calls` calls."""
+    config = config or load_config("three_digits")
     ceiling = ceiling or ceiling_sizes(device)
     turns, rows = Turns(device, budget_s), []
     with jax.default_device(device):
@@ -164,7 +163,7 @@ PARTS = _common_operations, _machine_operations, _multiplier_operations
 
 
 def tables(section: dict[str, Any]) -> list[Table]:
-    """The ceilings, what a call of every operation takes, and its rates against the ceilings."""
+    """Make tables of the ceilings, of a call of every operation, and of its rates against the ceilings."""
     ceiling, precision = section["ceilings"], section["precision"] or "default"
     product, copy = ceiling["product"], ceiling["copy"]
     rates = scaled(ceiling["flops_per_s"], "FLOP/s"), scaled(ceiling["bytes_per_s"], "B/s")

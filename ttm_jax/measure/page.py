@@ -22,7 +22,7 @@ from ttm_jax.measure.results import SECTIONS, result_path
 
 
 def regenerate(page: Path, folder: Path, results: list[dict[str, Any]]) -> list[Path]:
-    """Writes the table of `page`, and a page for each device; gives those that changed. FileError where it can't."""
+    """Write the table of `page` and a page for each device; return those that changed, or raise FileError."""
     try:
         relative = Path(os.path.relpath(folder, page.parent or "."))
         pages = {page: put_block(page.read_text(encoding="utf-8"), "devices", devices(results, relative))}
@@ -35,18 +35,18 @@ def regenerate(page: Path, folder: Path, results: list[dict[str, Any]]) -> list[
 
 
 def device_page(folder: Path, result: dict[str, Any]) -> Path:
-    """Where all that was measured on a device is written for people."""
+    """Return where all that was measured on a device is written for people."""
     return result_path(folder, result["name"]).with_suffix(".md")
 
 
 def figure_path(folder: Path, result: dict[str, Any]) -> Path:
-    """Where the figure of a device's history is."""
+    """Return where the figure of a device's history is."""
     path = result_path(folder, result["name"])
     return path.with_name(f"{path.stem}-history.png")
 
 
 def draw(folder: Path, result: dict[str, Any]) -> list[Path]:
-    """Draws what there is to draw of a device; gives the files."""
+    """Draw what there is to draw of a device; return the files."""
     if "history" not in result:
         return []
     history.draw(result["history"], figure_path(folder, result))
@@ -54,7 +54,7 @@ def draw(folder: Path, result: dict[str, Any]) -> list[Path]:
 
 
 def devices(results: list[dict[str, Any]], folder: Path) -> str:
-    """What each device reaches, a row each, with a link to all that was measured on it."""
+    """Write what each device reaches, a row each, with a link to all that was measured on it."""
     rows = []
     for result in results:
         cells = 4 * [NOT_MEASURED]
@@ -73,7 +73,7 @@ def devices(results: list[dict[str, Any]], folder: Path) -> str:
 
 
 def render_device(result: dict[str, Any]) -> str:
-    """The page of a device: what it is, and every figure."""
+    """Write the page of a device: what it is, and every figure."""
     file = result_path(Path(), result["name"]).name
     parts = [
         f"# {result['name']}",
@@ -96,7 +96,7 @@ def render_device(result: dict[str, Any]) -> str:
 
 
 def machine(result: dict[str, Any]) -> Table:
-    """What a device and its host are."""
+    """Make the table of what a device and its host are."""
     device, host = result["device"], result["machine"]
     own = "the machine's" if device["platform"] == "cpu" else UNKNOWN
     found = [f"L{c['level']} {c['kind']} {c['instances']} x {_kibibytes(c['bytes'])}" for c in host["caches"]]

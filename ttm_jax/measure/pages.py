@@ -62,17 +62,17 @@ class Results:
         self._read = cache(read_json)
 
     def __call__(self, name: str) -> Any:
-        """Gives the values of a file, by its path without ".json"."""
+        """Return the values of a file, by its path without ".json"."""
         return self._read(self._folder / f"{name}.json")
 
     def devices(self, section: str) -> list[dict[str, Any]]:
-        """Of results/hardware, the files that have a section, in the order of their names."""
+        """Return the files of results/hardware that have a section, in the order of their names."""
         names = sorted(path.stem for path in (self._folder / "hardware").glob("*.json"))
         return [found for name in names if section in (found := self(f"hardware/{name}"))]
 
 
 def why(results: Results) -> str:
-    """What the library is for, a figure each."""
+    """Write what the library is for, a figure each."""
     first, *_, last = results.devices("history")[0]["history"]["streaming"]
     rows = [row for device in results.devices("unrolled") for row in device["unrolled"]["rows"]]
     row = next(row for row in rows if (row["steps"], row["num_tokens"]) == (128, 16))
@@ -90,7 +90,7 @@ def why(results: Results) -> str:
 
 
 def accuracy(results: Results) -> str:
-    """Exact match of the default run, mean and range of its seeds, and of the shipped checkpoints."""
+    """Write exact match of the default run, mean and range of its seeds, and of the shipped checkpoints."""
     runs = seeds_of(results, "seed", SEEDS)
     shipped = [results(f"{name}/evaluation") for name in CHECKPOINTS]
     headings = ["digits", "held-out pairs", f"default run, {len(runs)} seeds", *(f"`{name}`" for name in CHECKPOINTS)]
@@ -105,7 +105,7 @@ def accuracy(results: Results) -> str:
 
 
 def memory(results: Results) -> str:
-    """What memory is worth: exact match of the default config with it, wiped, without it, and without the machine."""
+    """Write what memory is worth: exact match of the default config with it, wiped, without it, without the machine."""
     rows = []
     for label, name in MEMORY_ROWS.items():
         runs = seeds_of(results, name, MEMORY_SEEDS)
@@ -114,7 +114,7 @@ def memory(results: Results) -> str:
 
 
 def seeds_of(results: Results, name: str, seeds: Iterable[int]) -> list[dict[str, Any]]:
-    """The evaluations of one row of results/default, which have to be of these seeds, one commit and one config."""
+    """Read the evaluations of a row of results/default, which have to be of these seeds, one commit and one config."""
     runs = [results(f"default/{name}-{seed}") for seed in seeds]
     origins = []
     for seed, run in zip(seeds, runs, strict=True):
@@ -128,12 +128,12 @@ def seeds_of(results: Results, name: str, seeds: Iterable[int]) -> list[dict[str
 
 
 def runs(results: Results) -> str:
-    """The runs of the default config beside each other: time, when the marks were met, and the last evaluation."""
+    """Write the runs of the default config beside each other: time, when the marks were met, the last evaluation."""
     return compare.markdown(results("default/runs"))
 
 
 def candidates(results: Results) -> str:
-    """What was tried for the default config: the difference to the first, what a step takes, the last evaluation."""
+    """Write what was tried for the default config: difference to the first, time of a step, last evaluation."""
     lengths = ("2x2", "3x2", "3x3")
     rows = []
     for run in results("default/tried"):
@@ -146,7 +146,7 @@ def candidates(results: Results) -> str:
 
 
 def two_commits(results: Results) -> str:
-    """Of each seed, how far the losses of two commits come apart, and what both reach on 3 x 2."""
+    """Write, of each seed, how far the losses of two commits come apart, and what both reach on 3 x 2."""
     found = results("quick/two_commits")
     rows = []
     for row in found["seeds"]:
@@ -161,7 +161,7 @@ def two_commits(results: Results) -> str:
 
 
 def tried(results: Results) -> str:
-    """What was trained, and what it reached, of either kind of machine step; nothing where it was not trained."""
+    """Write what was trained, and what it reached, of either kind of machine step; nothing where it was not trained."""
     lengths = LENGTHS[1:]
     headings = ["", "a machine step is", "memory", "blocks", "examples", *map(_name, lengths)]
     rows = []
@@ -176,7 +176,7 @@ def tried(results: Results) -> str:
 
 
 def grid(results: Results) -> str:
-    """Exact match of each shipped checkpoint on every pair of lengths, with intervals."""
+    """Write exact match of each shipped checkpoint on every pair of lengths, with intervals."""
     tables = []
     for name in CHECKPOINTS:
         found, sizes = results(f"{name}/evaluation"), range(1, MAX_DIGITS + 1)
@@ -187,7 +187,7 @@ def grid(results: Results) -> str:
 
 
 def digits(results: Results) -> str:
-    """The share of the digits of products that is right, by length and place."""
+    """Write the share of the digits of products that is right, by length and place."""
     headings = ["", "digits", *(place_power(place) for place in range(2 * MAX_DIGITS))]
     rows = []
     for name, length in _looked_into(results):
@@ -198,7 +198,7 @@ def digits(results: Results) -> str:
 
 
 def causes(results: Results) -> str:
-    """Wrong answers by their first wrong digit, and by whether the carry into it was right."""
+    """Write wrong answers by their first wrong digit, and by whether the carry into it was right."""
     headings = ["", "digits", "wrong", "first wrong digit", *CAUSES, "carries right"]
     rows = []
     for name, length in _looked_into(results):
@@ -212,13 +212,13 @@ def causes(results: Results) -> str:
 
 
 def _looked_into(results: Results) -> list[tuple[str, str]]:
-    """The networks that were looked into, each with those of DIGIT_LENGTHS that it was trained on."""
+    """List the networks that were looked into, each with those of DIGIT_LENGTHS that it was trained on."""
     trained = {name: trained_lengths(results(f"{name}/evaluation")) for name in ("three_digits", *CHECKPOINTS)}
     return [(name, length) for name in trained for length in DIGIT_LENGTHS if length in trained[name]]
 
 
 def parity(results: Results) -> str:
-    """Some rows of what `python -m parity` prints, and its last line."""
+    """Write some rows of what `python -m parity` prints, and its last line."""
     found = results("parity")
     by_name = {(row["case"], row["what"]): row for row in found["comparisons"]}
     rows = []
@@ -230,7 +230,7 @@ def parity(results: Results) -> str:
 
 
 def training_step(results: Results) -> str:
-    """The training step of each device: what it reaches, and what limits it."""
+    """Write the training step of each device: what it reaches, and what limits it."""
     rows = []
     for device in results.devices("training"):
         for row in device["training"]["rows"]:
@@ -244,7 +244,7 @@ def training_step(results: Results) -> str:
 
 
 def batch_size(results: Results) -> str:
-    """The best batch of each device, its throughput and memory."""
+    """Write the best batch of each device, its throughput and memory."""
     rows = []
     for device in results.devices("batch_sizes"):
         section = device["batch_sizes"]
@@ -257,7 +257,7 @@ def batch_size(results: Results) -> str:
 
 
 def unrolled_steps(results: Results) -> str:
-    """How many times as much steps unrolled in Python take as one scan, of 16 tokens each."""
+    """Write how many times as much steps unrolled in Python take as one scan, of 16 tokens each."""
     rows = []
     for device in results.devices("unrolled"):
         for row in device["unrolled"]["rows"]:
@@ -271,7 +271,7 @@ def unrolled_steps(results: Results) -> str:
 
 
 def history(results: Results) -> str:
-    """A streaming step after a short and after a long history, beside a causal Transformer with a key-value cache."""
+    """Write a streaming step after a short and a long history, beside a causal Transformer with a key-value cache."""
     rows = []
     for device in results.devices("history"):
         found = device["history"]
@@ -298,7 +298,7 @@ PAGES: dict[str, tuple[Callable[[Results], str], ...]] = {
 
 
 def render(text: str, blocks: Iterable[Callable[[Results], str]], results: Results) -> str:
-    """Gives a page's text with its blocks as the results have them; ValueError where marks or a result are missing."""
+    """Return a page's text with its blocks as the results have them; ValueError where marks or a result are missing."""
     for block in blocks:
         try:
             text = put_block(text, block.__name__, block(results))
@@ -308,12 +308,12 @@ def render(text: str, blocks: Iterable[Callable[[Results], str]], results: Resul
 
 
 def trained_lengths(evaluation: dict[str, Any]) -> list[str]:
-    """The operand lengths that the network of an evaluation was trained on, longer operand first."""
+    """List the operand lengths that the network of an evaluation was trained on, longer operand first."""
     return ablations.trained_lengths(config_from_dict(evaluation["training"]["config"]))
 
 
 def _mean(runs: list[dict[str, Any]], length: str) -> str:
-    """Mean and range over runs, of one run the interval; nothing of a length that they were not trained on."""
+    """Write mean and range over runs, of one run the interval; nothing of a length that they were not trained on."""
     if length not in trained_lengths(runs[0]):
         return ""
     if len(runs) > 1:
@@ -322,7 +322,7 @@ def _mean(runs: list[dict[str, Any]], length: str) -> str:
 
 
 def _share(counts: dict[str, int]) -> float:
-    """In percent."""
+    """Return the share in percent."""
     return 100 * counts["correct"] / counts["total"]
 
 

@@ -57,12 +57,12 @@ class _Instruction(NamedTuple):
 
 
 def profile(function: Callable[[], Any], program: Program, folder: Path, calls: int) -> dict[str, Any]:
-    """Traces `calls` calls of a program with its arguments into `folder`, and sums their events up.
+    """Trace `calls` calls of a program with its arguments into `folder`, and sum up their events.
 
     The trace is for TensorBoard's profile plugin (`folder`) and Perfetto (`perfetto_trace.json.gz` below it).
 
-    Returns "rows" of part, kind, phase, seconds, number and share, all of one call, the costliest first, and the
-    "seconds" of all of them together, which is not the time of a call where instructions run side by side or wait.
+    Returns "rows" of part, kind, phase, seconds, number and share, all of one call, the costliest first. Also returns
+    "seconds", their sum, which is not the time of a call where instructions run side by side or wait.
     """
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
@@ -87,14 +87,14 @@ def profile(function: Callable[[], Any], program: Program, folder: Path, calls: 
 
 
 def product_share(profiled: dict[str, Any]) -> float:
-    """The share of the matrix products of forward and backward pass, none that is made again or the optimiser's."""
+    """Return the share of matrix products in forward and backward pass, none made again and none the optimiser's."""
     return _share(profiled, {PRODUCT}, {FORWARD, BACKWARD})
 
 
 def arithmetic_share(profiled: dict[str, Any]) -> float:
-    """The share of what any form of a training step has to compute: nothing that is made again, and no copies.
+    """Return the share of what any form of a training step has to compute: nothing made again, and no copies.
 
-    What the compiler gives no name is left out too: of which pass it is, is not known.
+    What the compiler gives no name is left out too: its pass is not known.
     """
     return _share(profiled, {PRODUCT, SUM, ELEMENTWISE}, {FORWARD, BACKWARD, UPDATE})
 
@@ -104,7 +104,7 @@ def _share(profiled: dict[str, Any], kinds: set[str], phases: set[str]) -> float
 
 
 def _events(folder: Path, module: str) -> Iterator[tuple[str, float]]:
-    """Instruction and nanoseconds of each event of a module in the latest trace of a folder."""
+    """Yield instruction and nanoseconds of each event of a module in the latest trace of a folder."""
     path = max(folder.glob("plugins/profile/*/*.xplane.pb"), key=lambda path: path.stat().st_mtime)
     for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
         for line in plane.lines:
@@ -115,7 +115,8 @@ def _events(folder: Path, module: str) -> Iterator[tuple[str, float]]:
 
 
 def instructions(text: str) -> dict[str, Work | None]:
-    """What each instruction of a compiled program does; None for those that only run others, such as loops."""
+    """Say what each instruction of a compiled program does; None for those that only run others, such as loops."""
+    # A program's text is a list of computations, each a list of instructions.
     computations: dict[str, dict[str, _Instruction]] = {}
     current: dict[str, _Instruction] = {}
     for line in text.splitlines():
@@ -132,6 +133,7 @@ def instructions(text: str) -> dict[str, Work | None]:
         for inner in computations.get(instruction.calls, {}).values():
             yield from inside(inner)
 
+    # A fused computation is part of the instruction that calls it.
     fused = {instruction.calls for computation in computations.values() for instruction in computation.values()}
     return {
         name: None if instruction.opcode in _CONTAINERS else _work(instruction, list(inside(instruction)))
@@ -152,14 +154,14 @@ def _work(instruction: _Instruction, inside: list[_Instruction]) -> Work:
 
 
 def _passes(names: list[str]) -> str | None:
-    """The pass that JAX's transformations name."""
+    """Return the pass that JAX's transformations name."""
     if any(name.startswith("transpose(") for name in names):
         return BACKWARD
     return FORWARD if any(name.startswith("jvp(") for name in names) else None
 
 
 def place(op_name: str) -> tuple[str, str]:
-    """The part of the model, and the pass, of "jit(train_step)/jvp(TTMModel.heads)/machine/.../step/read/...".
+    """Return part of the model, and pass, of "jit(train_step)/jvp(TTMModel.heads)/machine/.../step/read/...".
 
     Blocks of a stack count together, and what is deeper than two names.
     """

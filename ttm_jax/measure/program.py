@@ -40,7 +40,7 @@ class Program:
         self._carries = carries
 
     def bind(self, *arguments: Any) -> Callable[[], Any]:
-        """The program with its arguments, as a function of none."""
+        """Return the program with its arguments, as a function of none."""
         bound = list(arguments)
 
         def call() -> Any:
@@ -61,13 +61,13 @@ def _planned_memory(compiled: jax.stages.Compiled, num_devices: int) -> dict[str
 
 
 def _tree_bytes(tree: Any) -> int:
-    """Bytes of all arrays of a tree; random keys, which have no size in bytes, are left out."""
+    """Count the bytes of all arrays of a tree; random keys, which have no size in bytes, are left out."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if not jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)]
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def too_large(program: Program, device: jax.Device) -> str | None:
-    """Why a program is not run: what it takes and what is free; None where it fits, or nothing is known."""
+    """Say why a program is not run: what it takes and what is free; None where it fits, or nothing is known."""
     release_freed_memory()
     free = free_memory(device)
     if program.memory is None or free is None or program.memory["peak"] <= MOST_MEMORY * free:
@@ -91,19 +91,19 @@ class Turns:
         self._device, self._budget_s, self._most = device, budget_s, most
 
     def fits(self, name: str, program: Program) -> bool:
-        """Begins a program's row; says whether the device has room for it."""
+        """Begin a program's row; say whether the device has room for it."""
         self.rows[name] = {"compile_s": program.compile_s, "memory": program.memory}
         if reason := too_large(program, self._device):
             self.rows[name]["skipped"] = reason
         return reason is None
 
     def enter(self, name: str, program: Program, *arguments: Any) -> None:
-        """Lets a program take part with its arguments, where it fits."""
+        """Let a program take part with its arguments, where it fits."""
         if self.fits(name, program):
             self.functions[name] = program.bind(*arguments)
 
     def time(self, rounds: int | None = None, on_round: Callable[[], None] = lambda: None) -> dict[str, dict[str, Any]]:
-        """Times the functions over so many rounds, or where None each as often as the slowest, a call a round."""
+        """Time the functions over so many rounds, or where None each as often as the slowest, a call a round."""
         calls = {
             name: self.calls.get(name) or affordable_calls(function, self._budget_s, most=self._most)
             for name, function in self.functions.items()

@@ -28,7 +28,7 @@ def measure(
     machine: TokenTuringMachine | None = None,
     budget_s: float = 20.0,
 ) -> dict[str, Any]:
-    """Times a train step (gradient and Adam) of the machine under each policy, in turns, for each shape of tokens."""
+    """Time a train step (gradient and Adam) of the machine under each policy, in turns, for each shape of tokens."""
     machine = machine or TokenTuringMachine()
     progress.plan(len(shapes) * (len(_POLICIES) + 1))
     measured = []
@@ -50,7 +50,7 @@ def measure(
 
 
 def tables(section: dict[str, Any]) -> list[Table]:
-    """A row a policy, a table a shape."""
+    """Make a table a shape, a row a policy."""
     found = []
     for measured in section["shapes"]:
         rows = []

@@ -20,7 +20,7 @@ FACTS = ("processor", "cores", "usable_cpus", "caches", "instruction_sets")  # b
 
 
 def describe(device: jax.Device) -> dict[str, Any]:
-    """The head of a device's result: its name, itself and its host."""
+    """Return the head of a device's result: its name, itself and its host."""
     machine = detect_machine()
     name = device.device_kind
     if device.platform == "cpu":
@@ -30,18 +30,18 @@ def describe(device: jax.Device) -> dict[str, Any]:
 
 
 def section_of(device: jax.Device, quick: bool, measured: dict[str, Any]) -> dict[str, Any]:
-    """What was measured, with where it comes from."""
+    """Return what was measured, with where it comes from."""
     where = {**provenance(), "device": device.device_kind, "backend": device.platform}
     return {"quick": quick, "provenance": where, **measured}
 
 
 def result_path(folder: Path, name: str) -> Path:
-    """The file of the device of that name: "amd-epyc-2-cores.json"."""
+    """Return the file of the device of that name: "amd-epyc-2-cores.json"."""
     return folder / f"{re.sub(r'[^a-z0-9]+', '-', name.lower()).strip('-')}.json"
 
 
 def load_result(path: Path) -> dict[str, Any]:
-    """Reads one result file; FileError where it is none."""
+    """Read one result file, or raise FileError where it is none."""
     result = read_json(path)
     if not isinstance(result, dict) or not {"name", "device", "machine"} <= result.keys():
         raise FileError(f"{path}: no result of this command: it names no device; move it away")
@@ -49,7 +49,7 @@ def load_result(path: Path) -> dict[str, Any]:
 
 
 def load_results(folder: Path) -> list[dict[str, Any]]:
-    """Reads all results of a folder: processors first, and of those the one of which most was measured."""
+    """Read all results of a folder: processors first, and of those the one of which most was measured."""
     results = [load_result(path) for path in sorted(folder.glob("*.json"))]
     if not results:
         raise FileError(f"{folder}: no results there; python -m ttm_jax.benchmark writes them")
@@ -61,7 +61,7 @@ def load_results(folder: Path) -> list[dict[str, Any]]:
 
 
 def save_section(folder: Path, head: dict[str, Any], key: str, section: dict[str, Any]) -> Path:
-    """Puts a section into the file of its device, the other sections kept."""
+    """Put a section into the file of its device, the other sections kept."""
     path = result_path(folder, head["name"])
     sections = {**(load_result(path) if path.exists() else {}), key: section}
     write_json(path, {**head, **{name: sections[name] for name in SECTIONS if name in sections}})
@@ -69,7 +69,7 @@ def save_section(folder: Path, head: dict[str, Any], key: str, section: dict[str
 
 
 def check_folder(flag: str, folder: Path) -> None:
-    """Makes the folder that a flag names, and sees that files can be written there, or raises FileError."""
+    """Make the folder that a flag names, and see that files can be written there, or raise FileError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -79,7 +79,7 @@ def check_folder(flag: str, folder: Path) -> None:
 
 
 def check_result(folder: Path, head: dict[str, Any]) -> None:
-    """Sees that what there is of a device is readable, and of this very machine, or raises FileError."""
+    """See that what there is of a device is readable, and of this very machine, or raise FileError."""
     path = result_path(folder, head["name"])
     if not path.exists():
         return

@@ -15,7 +15,7 @@ Function = Callable[[], Any]
 
 
 def timed_call(function: Function, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds from the call until all its results are computed."""
+    """Return the seconds from the call until all its results are computed."""
     start = clock()
     jax.block_until_ready(function())
     return clock() - start
@@ -28,7 +28,7 @@ def time_interleaved(
     on_round: Callable[[], None] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds of each call, the functions taking turns: A B C A B C ...
+    """Time each call in seconds, the functions taking turns: A B C A B C ...
 
     Args:
         functions: by name; called once each before anything is counted.
@@ -55,14 +55,14 @@ def affordable_calls(
     most: int = 1000,
     clock: Callable[[], float] = time.perf_counter,
 ) -> int:
-    """How often `function` can be called within the budget, by its second call; between `least` and `most`."""
+    """Estimate how often `function` can be called within the budget, by its second call; between `least` and `most`."""
     timed_call(function, clock)
     seconds = timed_call(function, clock)
     return max(least, min(most, int(budget_s / seconds) if seconds > 0 else most))
 
 
 def spread(seconds: list[float]) -> dict[str, Any]:
-    """Median and quartiles in seconds, and the number of calls, of which there have to be two."""
+    """Return median and quartiles in seconds, and the number of calls; ValueError where there are fewer than two."""
     if len(seconds) < 2:
         raise ValueError(f"a spread needs at least two timings, got {len(seconds)}")
     low, median, high = statistics.quantiles(seconds, n=4, method="inclusive")

@@ -25,7 +25,6 @@ from ttm_jax.measure.timing import Function, affordable_calls, spread, timed_cal
 from ttm_jax.measure.workload import training_arguments, training_flops, training_program, training_step
 from ttm_jax.multiplication.config import Config
 from ttm_jax.tasks import load_config, make_objective, make_task
-from ttm_jax.training.config import find_config
 from ttm_jax.training.mesh import Placement, place
 
 TITLE, FLAG = "Training step", "--training"
@@ -48,12 +47,12 @@ def measure(
     budget_s: float = 40.0,
     traces: Path | None = None,
 ) -> dict[str, Any]:
-    """Times the training step of each config, alone and in the loop, in turns, and profiles it.
+    """Time the training step of each config, alone and in the loop, in turns, and profile it.
 
     Configs are given, or named. The traces are kept in `traces`, a folder a config.
     """
     if not isinstance(configs, Mapping):
-        configs = {name: load_config(find_config(name)) for name in configs}
+        configs = {name: load_config(name) for name in configs}
     ceiling = ceiling or ceiling_sizes(device)
     with jax.default_device(device), tempfile.TemporaryDirectory() as folder:
         progress.plan(3 * len(configs))
@@ -99,7 +98,7 @@ def _measure_row(
 
 
 def _take_turns(config: Config, placement: Placement, product: Function, steps: int, turns: int) -> dict[str, Any]:
-    """Seconds of a step alone, of one in the loop, of making a batch, and of the ceiling's product."""
+    """Time a step alone, one in the loop, making a batch, and the ceiling's product, in seconds."""
     config = replace(
         config,
         curriculum=replace(config.curriculum, start_stage=config.curriculum.last_stage),
@@ -171,7 +170,7 @@ def _time_turns(
 
 
 def tables(section: dict[str, Any]) -> list[Table]:
-    """The steps, what they reach, how their operations divide, and the costliest operations of each config."""
+    """Make tables of the steps, what they reach, how their operations divide, and the costliest of each config."""
     steps, reached, shares, costliest = [], [], {}, []
     for row in section["rows"]:
         n = row.get("num_devices", 1)
@@ -220,6 +219,6 @@ def _shares(row: dict[str, Any]) -> dict[str, float]:
 
 
 def limits(row: dict[str, Any]) -> list[float | None]:
-    """Shares of the ceiling, by estimate: were nothing made again and nothing copied, and were the products all."""
+    """Estimate shares of the ceiling: were nothing made again and nothing copied, and were the products all."""
     shares = arithmetic_share(row["profile"]), product_share(row["profile"])
     return [ratio(row["flops_fraction"], share or None) for share in shares]

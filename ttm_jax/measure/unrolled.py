@@ -49,7 +49,7 @@ TRACED_CALLS = 3
 
 
 def cases_of(steps: Sequence[int]) -> tuple[Case, ...]:
-    """Each number of steps with few tokens and with many."""
+    """Make a case of few tokens and one of many for each number of steps."""
     return tuple(Case(T, N, B) for T in steps for N, B in ((16, 16), (3136, 1)))
 
 
@@ -72,7 +72,7 @@ class Unrolled:
             self._step = jax.checkpoint(self._step, policy=REMAT_POLICIES[DEFAULT_REMAT])
 
     def apply(self, variables: Any, tokens_BxTxNxD: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Outputs [B, T, R, D] and the last memory [B, M, D], with the scanned machine's own variables."""
+        """Return outputs [B, T, R, D] and the last memory [B, M, D], with the scanned machine's own variables."""
         params = variables["params"]
         B, T, _, D = tokens_BxTxNxD.shape
         size = self._memory_size, D
@@ -91,10 +91,10 @@ def measure(
     width: int = 128,
     budget_s: float = 15.0,
 ) -> dict[str, Any]:
-    """Compile time, train step (gradient and Adam) and temporary memory of each form, in turns, for each case.
+    """Measure compile time, train step (gradient and Adam) and temporary memory of each form, in turns, for each case.
 
-    And the shares that the products of forward and backward pass, and all their arithmetic, have in the operations of
-    the scan.
+    Also measure the shares that the products of forward and backward pass, and all their arithmetic, have in the
+    operations of the scan.
     """
     machine = machine or TokenTuringMachine(compat="scenic")
     progress.plan((len(SCANS) + 4) * len(cases))
@@ -133,7 +133,7 @@ def _row(case: Case, machine: TokenTuringMachine, width: int, turns: Turns, prog
 
 
 def ratios(scan: dict[str, Any], unrolled: dict[str, Any]) -> dict[str, float | None]:
-    """How many times as much the unrolled form takes; None for what is not known."""
+    """Return how many times as much the unrolled form takes; None for what is not known."""
     return {
         "compile": unrolled["compile_s"] / scan["compile_s"],
         "step": ratio(unrolled.get("median_s"), scan.get("median_s")),
@@ -142,15 +142,15 @@ def ratios(scan: dict[str, Any], unrolled: dict[str, Any]) -> dict[str, float | 
 
 
 def scans_of(row: dict[str, Any]) -> list[str]:
-    """The forms of the scan that a row has."""
+    """List the forms of the scan that a row has."""
     return [name for name in SCANS if name in row]
 
 
 def tables(section: dict[str, Any]) -> list[Table]:
-    """A row a form, how many times as much the unrolled one takes as each scan, and how fast the first scan could be.
+    """Make a row a form, compare the unrolled one with each scan, and say how fast the first scan could be.
 
-    That is by the shares of its operations: were nothing made again and nothing copied, and were the products of
-    forward and backward pass all that it does.
+    That is estimated from the shares of its operations: with nothing made again and nothing copied, and with the
+    products of forward and backward pass alone.
     """
     rows, compared, limits = [], [], []
     for row in section["rows"]:

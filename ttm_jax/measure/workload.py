@@ -13,8 +13,8 @@ from ttm_jax.measure.program import Program
 from ttm_jax.multiplication.config import Config
 from ttm_jax.multiplication.model import TTMModel
 from ttm_jax.multiplication.objective import create_state
-from ttm_jax.multiplication.problems import MultiplicationDataset
 from ttm_jax.multiplication.steps import num_machine_steps, training_arrays
+from ttm_jax.multiplication.task import make_dataset
 from ttm_jax.training.mesh import Placement
 from ttm_jax.training.step import TrainState, train_step
 
@@ -23,12 +23,12 @@ TRAINING_PASSES = 3
 
 
 def normal(*shape: int) -> jax.Array:
-    """Standard normal float32 numbers, always the same, drawn without compiling anything."""
+    """Draw standard normal float32 numbers, always the same, without compiling anything."""
     return jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32))
 
 
 def random_variables(module: Any, *inputs: Any) -> dict[str, Any]:
-    """Variables of a module at their usual size, drawn without compiling its initialisation."""
+    """Draw variables of a module at their usual size, without compiling its initialisation."""
     generator = np.random.default_rng(0)
 
     def draw(path: tuple, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -40,32 +40,29 @@ def random_variables(module: Any, *inputs: Any) -> dict[str, Any]:
 
 
 def training_batch(config: Config, batch_size: int) -> dict[str, np.ndarray]:
-    """A batch of the config's last stage."""
-    data, curriculum = config.data, config.curriculum
-    dataset = MultiplicationDataset(
-        batch_size, config.model.seq_len, 0, data.stages, curriculum.last_stage, data.max_digits, data.augment
-    )
+    """Make a batch of the config's last stage."""
+    dataset = make_dataset(config, batch_size, config.curriculum.last_stage)
     batch, T = dataset.batch(0, 0), dataset.num_steps()
     return training_arrays(batch, config.model, T)
 
 
 def training_step(placement: Placement) -> Callable[..., tuple[TrainState, dict[str, Any]]]:
-    """`train_step` of a state and a batch, as the trainer calls it."""
+    """Return `train_step` of a state and a batch, as the trainer calls it."""
     return partial(train_step, micro_batches=placement.micro_batches, remat=None, mesh=placement.step_mesh)
 
 
 def training_program(placement: Placement, *arguments: Any) -> Program:
-    """The training step compiled for its arguments, which `training_arguments` gives."""
+    """Compile the training step for its arguments, which `training_arguments` gives."""
     return Program(training_step(placement), *arguments, carries=True, num_devices=len(placement.devices))
 
 
 def training_arguments(config: Config, batch_size: int, placement: Placement) -> tuple[TrainState, dict[str, Any]]:
-    """A fresh state and a batch on the devices of the placement: what `train_step` takes."""
+    """Make a fresh state and a batch on the devices of the placement: what `train_step` takes."""
     return placement.replicate(create_state(config)), placement.divide(training_batch(config, batch_size))
 
 
 def training_flops(config: Config, batch_size: int, num_steps: int) -> int:
-    """Floating-point operations of a training step on answers of so many places."""
+    """Count the floating-point operations of a training step that answers `num_steps` places."""
     S = config.model.seq_len
     steps, most = (num_machine_steps(config.model.schedule, places) for places in (num_steps, S))
     return TRAINING_PASSES * measure_flops(TTMModel(config.model), (batch_size, S)) * steps // most

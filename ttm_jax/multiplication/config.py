@@ -15,17 +15,17 @@ from ttm_jax.training import config as training
 from ttm_jax.training.config import ConfigError, DTypeName, OptimizerConfig, require, require_positive
 
 ScheduleName = Literal["digit", "product"]
-RematName = Literal["none", "dots", "deep_dots", "full"]  # the one that takes the least memory last
+RematName = Literal["none", "dots", "deep_dots", "full"]  # from the most memory to the least
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The multiplier; see `TokenTuringMachine` for the fields of the machine.
 
-    `schedule` is what a machine step works out, a digit of the product or one product of two digits; see
-    `ttm_jax.multiplication.steps`. `carry_head` adds logits of the carry out of each place, and their cross-entropy to
-    the training loss; under the schedule "product" also that of the column's sum after every step. Under `remat`
-    "none" no step is recomputed. `kind` "transformer" is a baseline without a machine, see `DirectTransformer`.
+    `schedule` is what a machine step works out: a digit of the product, or one product of two digits (see
+    `ttm_jax.multiplication.steps`). `carry_head` adds logits of the carry out of each place. Their cross-entropy joins
+    the training loss, under the schedule "product" also that of the column's sum after every step. With `remat` "none"
+    no step is recomputed. `kind` "transformer" is a baseline without a machine, see `DirectTransformer`.
     """
 
     kind: Literal["machine", "transformer"] = "machine"
@@ -108,7 +108,7 @@ class CurriculumConfig:
 
 @dataclass(frozen=True)
 class TrainConfig(training.TrainConfig):
-    """The loop, and the held-out pairs of each length that an evaluation takes at most."""
+    """The fields of the training loop, and the most held-out pairs of each length that an evaluation takes."""
 
     eval_pairs: int = 512
 
@@ -119,7 +119,7 @@ class TrainConfig(training.TrainConfig):
 
 @dataclass(frozen=True)
 class Config:
-    """All of a run; `Config()` has the checklist's sizes."""
+    """The whole config of a run; `Config()` has the checklist's sizes."""
 
     task: Literal["multiplication"] = "multiplication"
     model: ModelConfig = field(default_factory=ModelConfig)

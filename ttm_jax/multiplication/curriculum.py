@@ -1,7 +1,6 @@
 """What is trained next: the stage of difficulty, and the mixture of operand lengths within it.
 
-All of it is a function of the training history and is saved with the model, so that a resumed run draws the
-same batches.
+All of it follows from the training history and is saved with the model: a resumed run draws the same batches.
 """
 
 import dataclasses
@@ -20,10 +19,10 @@ class Mixture:
     """Shares of the lengths of a stage, adapted to where the errors are (see `CurriculumConfig`).
 
     Attributes:
-        shares: of each length, summing to 1.
+        shares: the share of each length; they sum to 1.
         running: training accuracy of each length over the latest windows.
-        correct, total: examples of each length in the window that is open.
-        steps: in the window that is open.
+        correct, total: examples of each length in the open window.
+        steps: training steps in the open window.
     """
 
     shares: list[float]
@@ -38,7 +37,7 @@ class Mixture:
         return cls([1 / num_lengths] * num_lengths, [0.0] * num_lengths, zeros, list(zeros))
 
     def record(self, config: CurriculumConfig, lengths_B: np.ndarray, exact_match_B: np.ndarray) -> list[float] | None:
-        """Counts a training batch; at the end of a window, renews the shares and gives its accuracies."""
+        """Count a training batch; at the end of a window, renew the shares and return the window's accuracies."""
         count = len(self.shares)
         total = np.bincount(lengths_B, minlength=count)
         correct = np.bincount(lengths_B, weights=exact_match_B, minlength=count)
@@ -79,7 +78,7 @@ class Curriculum:
     best_epoch: int = 0
 
     def record_evaluation(self, accuracy: float) -> bool:
-        """Adds an evaluation; True where it is the best of the stage."""
+        """Add an evaluation; return True where it is the best of the stage."""
         self.accuracy_history.append(accuracy)
         if accuracy <= self.best_accuracy:
             return False
@@ -87,7 +86,7 @@ class Curriculum:
         return True
 
     def should_advance(self, config: CurriculumConfig) -> bool:
-        """Whether the next stage is due: by the mean of the latest evaluations, or by the epochs spent here."""
+        """Say whether the next stage is due: by the mean of the latest evaluations, or by the epochs spent here."""
         if self.stage >= config.last_stage:
             return False
         latest = self.accuracy_history[-config.window :]
@@ -95,20 +94,20 @@ class Curriculum:
         return passed or self.stage_epochs >= config.max_epochs_per_stage
 
     def should_stop(self, config: CurriculumConfig, patience_epochs: int | None) -> bool:
-        """Whether the last stage has gone `patience_epochs` without a better evaluation."""
+        """Say whether the last stage has gone `patience_epochs` without a better evaluation."""
         if patience_epochs is None or self.stage < config.last_stage:
             return False
         return self.stage_epochs - self.best_epoch >= patience_epochs
 
     def advance(self, num_lengths: int) -> None:
-        """Enters the next stage, whose mixture of `num_lengths` starts uniform."""
+        """Enter the next stage, whose mixture of `num_lengths` starts uniform."""
         self.stage += 1
         self.mixture = Mixture.uniform(num_lengths)
         self.stage_epochs, self.accuracy_history = 0, []
         self.best_accuracy, self.best_epoch = -1.0, 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that JSON holds without loss."""
+        """Return plain values that JSON holds without loss."""
         return dataclasses.asdict(self)
 
     @classmethod

@@ -28,6 +28,7 @@ from ttm_jax.multiplication.scores import answer_pairs
 from ttm_jax.multiplication.steps import steps_of_places
 from ttm_jax.multiplication.vocab import EOS_TOKEN
 from ttm_jax.training.checkpoint_files import CheckpointError
+from ttm_jax.training.rows import predict_rows
 from ttm_jax.training.run_folder import provenance
 
 LENGTHS = ("1x1", "2x2", "3x3", "4x4", "5x5")
@@ -36,16 +37,15 @@ FIRST, SECOND, MEMORY, REST = READ = "first operand", "second operand", "memory"
 
 
 def diagnose(multiplier: Multiplier, length: str, pairs: int = 1000, batch_size: int = 256) -> dict[str, Any]:
-    """What is wrong with the answers to held-out pairs of a length such as "3x2", and what went on.
+    """Find what is wrong with the answers to held-out pairs of a length such as "3x2", and what the network did.
 
     Returns:
-        "pairs" and "wrong": how many, and how many of them were answered wrongly.
-        "first_wrong_place": those, by the place of their first wrong digit, units first.
-        "causes": those, by CAUSES; of "carry wrong" and "carry left out" only where there is a carry head, as of
-            `find_causes`.
-        "carries": of each place, units first, "correct" and "total" carries out of it by the carry head, where there is
-            a next digit; None without a head.
-        "read": how the weights of the reads are shared out, on average over all steps up to the last digit, by READ.
+        "pairs", "wrong": the number of pairs, and of those answered wrongly.
+        "first_wrong_place": wrong answers by the place of their first wrong digit, units first.
+        "causes": wrong answers by CAUSES, as `find_causes` counts them.
+        "carries": of each place, units first, the carries out of it that the carry head has right ("correct"), and all
+            ("total"). Only places before another digit count. None without a carry head.
+        "read": the mean share of the read weights on each of READ, over all steps up to the last digit.
 
     Raises:
         ValueError: if the length is not two numbers of 1 to 5 digits.
@@ -80,13 +80,14 @@ def find_causes(
     true_carries_PxT: np.ndarray,
     carries_PxT: np.ndarray | None,
 ) -> dict[str, int]:
-    """Counts wrong answers by what happened at their first wrong place.
+    """Count wrong answers by what happened at their first wrong place.
 
-    "end wrong": the number ends there, or was ended. Else, with a carry head, "carry wrong": the carry out of the place
-    before was not what the head said; and "carry left out": it was, but the digit is that of the column's products
-    alone, which comes about by chance too. All else is "sum wrong". The head reads the output of a step, not the memory
-    that the next one finds: a carry that was changed in between counts as "sum wrong", and where a carry of 10, 20, ...
-    was left out nothing shows it.
+    "end wrong": the number ends there, or was ended. With a carry head, "carry wrong": the head had said another carry
+    out of the place before. And "carry left out": the head was right, but the digit is that of the column's products
+    alone, which comes about by chance too. All else is "sum wrong".
+
+    The head reads the output of a step, not the memory that the next one finds. A carry that was changed in between
+    counts as "sum wrong". Where a carry of 10, 20, ... was left out nothing shows it.
 
     Args:
         predictions_PxT: tokens of wrong answers.
@@ -113,10 +114,10 @@ def _first_wrong_places(predictions_PxT: np.ndarray, targets_PxT: np.ndarray) ->
 
 
 def parse_length(text: str) -> tuple[int, int]:
-    """The digits of both operands, from "3x2".
+    """Return the digits of both operands of a length such as "3x2".
 
     Raises:
-        ValueError: if it is anything else, or more than 5.
+        ValueError: if it is no such text, or has more than 5 digits.
     """
     found = re.fullmatch(rf"([1-{MAX_DIGITS}])x([1-{MAX_DIGITS}])", text)
     if not found:
@@ -127,36 +128,30 @@ def parse_length(text: str) -> tuple[int, int]:
 def _look(
     multiplier: Multiplier, n: int, m: int, pairs_Px2: np.ndarray, batch_size: int
 ) -> tuple[np.ndarray | None, list[float]]:
-    """The carries out of all places [P, S] by the head, None without one; and the read weights' shares, by READ."""
+    """Return the carries out of all places [P, S] by the head (None without one), and the read shares by READ."""
     config = multiplier.config.model
     inputs = encode_problems(*pairs_Px2.T)
-    rows = min(batch_size, len(inputs))
-    carries, reads = [], []
-    for start in range(0, len(inputs), rows):
-        chunk = np.resize(inputs[start : start + rows], (rows, inputs.shape[1]))  # of one shape, so compiled once
-        said, read_BxUxX = jax.device_get(_carries_and_reads(multiplier.model, multiplier.variables, chunk))
-        carries.append(said)
-        reads.append(read_BxUxX)
-    read_PxUxX = np.concatenate(reads)[: len(inputs)]
+    look = partial(_carries_and_reads, multiplier.model, multiplier.variables)
+    found = predict_rows(lambda chunk: look(chunk["inputs"]), {"inputs": inputs}, batch_size, jax.device_get)
+    read_PxUxX = found["reads"]
+    # Reads count up to the step that works out the last digit.
     ends = np.array([steps.stop for steps in steps_of_places(config.schedule, n, m)])
     in_product = np.arange(read_PxUxX.shape[1]) < ends[count_digits(pairs_Px2.prod(axis=1)) - 1, None]
     read_X = read_PxUxX[in_product].mean(axis=0)
     memory, problem = np.split(read_X, [config.memory_size])
     shares = [problem[:n].sum(), problem[n + 1 : n + 1 + m].sum(), memory.sum()]
-    return (
-        None if carries[0] is None else np.concatenate(carries)[: len(inputs)],
-        [*map(float, shares), float(read_X.sum() - sum(shares))],
-    )
+    return found.get("carries"), [*map(float, shares), float(read_X.sum() - sum(shares))]
 
 
 @partial(jax.jit, static_argnums=0)
-def _carries_and_reads(model: TTMModel, variables: dict, inputs_BxS: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+def _carries_and_reads(model: TTMModel, variables: dict, inputs_BxS: jax.Array) -> dict[str, jax.Array]:
     inside = look_inside(model, variables, inputs_BxS)
-    return None if inside.carries is None else inside.carries.argmax(axis=-1), inside.read.mean(axis=2)
+    carries = {} if inside.carries is None else {"carries": inside.carries.argmax(axis=-1)}
+    return {"reads": inside.read.mean(axis=2), **carries}
 
 
 def make_tables(found: dict[str, dict[str, Any]]) -> list[Table]:
-    """What `diagnose` found for each length, for people."""
+    """Make the tables for people of what `diagnose` found for each length."""
     causes = _table("wrong answers to held-out pairs", "wrong / pairs", *CAUSES, "carries right")
     places = _table(
         "their first wrong digit, by its place", *map(place_power, range(max(map(sum, map(parse_length, found))) + 1))
@@ -187,7 +182,7 @@ def _percent(part: float, whole: float = 1.0) -> str:
 
 
 def make_parser() -> Parser:
-    """The command line."""
+    """Make the command line."""
     parser = Parser(
         prog="python -m ttm_jax.diagnose",
         description="The wrong answers of a checkpoint to held-out pairs: their first wrong digits, whether the carry "

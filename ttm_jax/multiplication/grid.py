@@ -28,7 +28,7 @@ def evaluate_grid(
     batch_size: int = 512,
     progress: bool = False,
 ) -> dict[str, Score]:
-    """The score of each pair of operand lengths "1x1", "1x2", ... on at most `pairs` held-out pairs.
+    """Score a multiplier on each pair of operand lengths "1x1", "1x2", ..., on at most `pairs` held-out pairs each.
 
     "3x2" is a first operand of three digits by a second one of two. The pairs of "1x1" are those of training,
     which holds none of them out.
@@ -45,10 +45,10 @@ def evaluate_grid(
 
 
 def report(scores: dict[str, Score], seconds: float) -> dict:
-    """The scores as one JSON object.
+    """Return the scores as one JSON object.
 
-    "exact_match" maps each length to its "correct" and "total" pairs; "digits" each length, and "all", to the digits at
-    each place of the product, units first, with intervals. The position accuracy counts digits and the closing EOS.
+    "exact_match" maps each length to its "correct" and "total" pairs. "digits" maps each length, and "all", to the
+    digits at each place of the product, units first, with intervals. Position accuracy counts digits and closing EOS.
     """
     everything = add_scores(list(scores.values()))
     positions = sum(everything.digit_total) + everything.total
@@ -69,7 +69,7 @@ def _digits(score: Score) -> dict[str, list]:
 
 
 def digit_table(scores: dict[str, Score]) -> Table:
-    """Of each length, how many digits are right, by their place in the product."""
+    """Make the table of how many digits are right, by length and by place in the product."""
     title = "% of the digits of the products right, by their place"
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=0)  # ten places in 80 columns
     table.add_column("digits", justify="right")
@@ -81,13 +81,13 @@ def digit_table(scores: dict[str, Score]) -> Table:
 
 
 def _percentages(score: Score) -> list[str]:
-    """Of the digits at each place that has any."""
+    """Write the percentage of right digits at each place that has any."""
     counts = zip(score.digit_correct, score.digit_total, strict=True)
     return [f"{100 * correct / total:.1f}" for correct, total in counts if total]
 
 
 def grid_table(scores: dict[str, Score]) -> Table:
-    """The n x m grid for people: percentage, interval and counts."""
+    """Make the n x m grid for people: percentage, interval and counts."""
     digits = sorted({name.split("x")[0] for name in scores})
     table = Table(title="exact match on held-out pairs: %, 95 % interval, right/pairs", title_justify="left")
     table.add_column("digits", justify="right")
@@ -104,7 +104,7 @@ def grid_table(scores: dict[str, Score]) -> Table:
 
 
 def make_evaluation_parser(package: str, run: str) -> Parser:
-    """The command line of `package`.evaluate, `run` being the run folder of its example."""
+    """Make the command line of `package`.evaluate; its example names the run folder `run`."""
     parser = Parser(
         prog=f"python -m {package}.evaluate",
         description="Exact match of a trained multiplier on held-out pairs, by the digits of the operands.",
@@ -130,14 +130,14 @@ def run_evaluation(
     provenance: Callable[[], dict[str, Any]],
     wiped: bool = False,
 ) -> int:
-    """Measures as the flags ask and prints the result; the exit code.
+    """Measure as the flags ask, print the result, and return the exit code.
 
     Args:
         parser: as of `make_evaluation_parser`.
-        args: what it read.
+        args: what the parser read.
         load: gives the multiplier of a checkpoint, or raises CheckpointError.
         provenance: says where the result comes from.
-        wiped: whether the multiplier that `load` gives has its memory wiped, which the result says.
+        wiped: whether `load` wipes the multiplier's memory; the result says so.
     """
     try:
         checkpoint = find_checkpoint(args.checkpoint)  # once: a training may have a better one by the end

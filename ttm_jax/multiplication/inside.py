@@ -16,7 +16,7 @@ from ttm_jax.training.checkpoint_files import CheckpointError
 
 
 def load_machine(path: str | Path) -> Multiplier:
-    """As `ttm_jax.load`, of a model that has a memory to look at.
+    """Load as `ttm_jax.load` does, but only a model that has a memory to look at.
 
     Raises:
         CheckpointError: naming the path and what is wrong with it.
@@ -28,10 +28,14 @@ def load_machine(path: str | Path) -> Multiplier:
 
 
 class Inside(NamedTuple):
-    """Of all S places: probabilities of carries [B, S, C], and of tokens with the memory wiped [B, S, V].
+    """What a multiplier holds and looks at, at all S places or at all U machine steps.
 
-    Of all U machine steps: the column's sum [B, U] by the heads; the weights of reads [B, U, R, M + S], on
-    [memory ; input], and of writes [B, U, M, M + R + S], on [memory ; output ; input].
+    Attributes:
+        carries: probabilities of the carry out of each place [B, S, C]; None without a carry head.
+        sums: the column's sum after each machine step [B, U], by the heads; None without them, or under "digit".
+        wiped: probabilities of tokens where the memory is wiped [B, S, V].
+        read: weights of the reads [B, U, R, M + S], on [memory ; input].
+        write: weights of the writes [B, U, M, M + R + S], on [memory ; output ; input]; None under "erase_add".
     """
 
     carries: Any
@@ -43,7 +47,7 @@ class Inside(NamedTuple):
 
 @partial(jax.jit, static_argnums=0)
 def look_inside(model: TTMModel, variables: dict, inputs_BxS: jax.Array) -> Inside:
-    """Runs the machine model over problems, keeping what `Inside` lists."""
+    """Run the machine model over problems and return what `Inside` lists."""
     config = dataclasses.replace(model.config, remat="none")
     model = TTMModel(config)
     heads: Any = model.apply(variables, inputs_BxS, method="heads", mutable=["intermediates"])
@@ -56,6 +60,7 @@ def look_inside(model: TTMModel, variables: dict, inputs_BxS: jax.Array) -> Insi
     step = sown.get("intermediates", {}).get("machine", {}).get("step", {})
     wiped: Any = wipe_memory(model).apply(variables, inputs_BxS, method="raw_logits")
     M, R, S = config.memory_size, config.process_size, config.seq_len
+    # Some kinds of write have weights that are always the same, and "erase_add" has none.
     match config.write:
         case "erase_add":
             write = None
@@ -75,15 +80,13 @@ def look_inside(model: TTMModel, variables: dict, inputs_BxS: jax.Array) -> Insi
 
 
 def _summary_weights(kind: str, sown: Any, k: int, N: int) -> jax.Array:
-    """Of each of `k` summary tokens, the weights on `N` tokens: [B, T, k, N], or [1, k, N] where always the same."""
+    """Return the weights of `k` summary tokens on `N` tokens: [B, T, k, N], or [1, k, N] where always the same."""
     match kind:
         case "mlp":
             (weights_TxBxKxN,) = sown["summarizer"]["weights"]
         case "query":
             (weights_TxBxHxKxN,) = sown["summarizer"]["attention"]["weights"]
             weights_TxBxKxN = weights_TxBxHxKxN.mean(axis=2)
-        case "pooling":
+        case _:  # "pooling"
             return pooling_summarize(jnp.eye(N)[None], k)
-        case _:
-            raise ValueError(f"no summary is called {kind!r}")
     return jnp.swapaxes(weights_TxBxKxN, 0, 1)

@@ -27,10 +27,9 @@ _SIGN_INDEX, _OTHER_INDEX = MAX_DIGITS, 2 * MAX_DIGITS + 1
 
 
 def create_position_indices(inputs_BxS: Int[Array, "B S"]) -> Int[Array, "B S"]:
-    """Row of the position table for each token: its place value.
+    """Return each token's row in the position table: its place value.
 
-    0-4 are units, tens, ... of the first operand, 5 the sign, 6-10 units, tens, ... of the second operand,
-    11 EOS and padding.
+    0-4 are units, tens, ... of the first operand, 5 the sign, 6-10 those of the second, 11 EOS and padding.
     """
     position = jnp.arange(inputs_BxS.shape[1])[None]
     sign = jnp.argmax(inputs_BxS == TIMES_TOKEN, axis=1)[:, None]
@@ -41,16 +40,16 @@ def create_position_indices(inputs_BxS: Int[Array, "B S"]) -> Int[Array, "B S"]:
 
 
 def create_product_steps(inputs_BxS: Int[Array, "B S"]) -> Int[Array, "B U 3"]:
-    """What each step of each problem multiplies: its place, and the place values of the two digits."""
+    """Return what each step of each problem multiplies: its place, and the place values of the two digits."""
     return jnp.asarray(PRODUCT_STEPS)[_length_indices(inputs_BxS)]
 
 
 def select_answers(
     config: ModelConfig, inputs_BxS: Int[Array, "B S"], steps_BxUxV: Float[Array, "B U V"], num_places: int
 ) -> Float[Array, "B T V"]:
-    """Of what the machine says at each step, what it says where it answers the first T places.
+    """Pick what the machine says at the steps that answer the first `num_places` (T) places.
 
-    NaN at places that these steps do not answer: see `num_steps` of the model.
+    Places that these steps do not answer are NaN: see `num_steps` of the model.
     """
     if config.schedule == "digit":
         return steps_BxUxV
@@ -59,45 +58,45 @@ def select_answers(
 
 
 def _length_indices(inputs_BxS: Int[Array, "B S"]) -> tuple[Int[Array, "B"], Int[Array, "B"]]:
-    """Digits of both operands, less one, as indices into the tables of steps."""
+    """Return the digits of both operands, less one, as indices into the tables of steps."""
     sign, end = (jnp.argmax(inputs_BxS == token, axis=1) for token in (TIMES_TOKEN, EOS_TOKEN))
     return jnp.clip(sign - 1, 0, MAX_DIGITS - 1), jnp.clip(end - sign - 2, 0, MAX_DIGITS - 1)
 
 
 def predict_tokens(logits_BxTxV: Float[Array, "B T V"]) -> Int[Array, "B T"]:
-    """The likeliest token of each place; padding, which is never right, where the logits are NaN."""
+    """Return the likeliest token of each place; where the logits are NaN, padding, which is never right."""
     return jnp.where(jnp.isnan(logits_BxTxV).any(axis=-1), PAD_TOKEN, logits_BxTxV.argmax(axis=-1))
 
 
 def extract_eos_probs(logits_BxSxV: Float[Array, "B S V"]) -> Float[Array, "B S"]:
-    """Probability of EOS at each position: softmax over the vocabulary."""
+    """Compute the probability of EOS at each position: softmax over the vocabulary."""
     return jax.nn.softmax(logits_BxSxV, axis=-1)[..., EOS_TOKEN]
 
 
 def detect_eos(logits_BxSxV: Float[Array, "B S V"]) -> Bool[Array, "B S"]:
-    """Where EOS has a probability above 0.5."""
+    """Say where EOS has a probability above 0.5."""
     return extract_eos_probs(logits_BxSxV) > EOS_THRESHOLD
 
 
 def create_eos_mask(has_eos_BxS: Bool[Array, "B S"]) -> Float[Array, "B S"]:
-    """1 at each position after the first EOS, 0 up to and including it."""
+    """Make a mask of 1 at each position after the first EOS, 0 up to and including it."""
     seen_BxS = jnp.cumsum(has_eos_BxS, axis=1) - has_eos_BxS
     return (seen_BxS > 0).astype(jnp.float32)
 
 
 def apply_digit_mask(logits_BxSxV: Float[Array, "B S V"], mask_BxS: Float[Array, "B S"]) -> Float[Array, "B S V"]:
-    """Adds -1000 to the digit logits where the mask is 1."""
+    """Add -1000 to the digit logits where the mask is 1."""
     bias_BxS = (-EOS_BIAS * mask_BxS).astype(logits_BxSxV.dtype)
     return logits_BxSxV.at[..., :NUM_DIGIT_LOGITS].add(bias_BxS[..., None])
 
 
 def apply_eos_boost(logits_BxSxV: Float[Array, "B S V"], mask_BxS: Float[Array, "B S"]) -> Float[Array, "B S V"]:
-    """Adds 1000 to the EOS logit where the mask is 1."""
+    """Add 1000 to the EOS logit where the mask is 1."""
     return logits_BxSxV.at[..., EOS_TOKEN].add((EOS_BIAS * mask_BxS).astype(logits_BxSxV.dtype))
 
 
 def apply_eos_masking(logits_BxSxV: Float[Array, "B S V"], has_eos_BxS: Bool[Array, "B S"]) -> Float[Array, "B S V"]:
-    """Makes every position after the first EOS an EOS."""
+    """Make every position after the first EOS an EOS."""
     mask_BxS = create_eos_mask(has_eos_BxS)
     return apply_eos_boost(apply_digit_mask(logits_BxSxV, mask_BxS), mask_BxS)
 
@@ -119,7 +118,7 @@ class OutputHead(nn.Module):
 
 
 def make_machine(config: ModelConfig, name: str | None = None) -> TokenTuringMachine:
-    """The machine inside the multiplier of a config."""
+    """Make the machine inside the multiplier of a config."""
     return TokenTuringMachine(
         memory_size=config.memory_size,
         process_size=config.process_size,
@@ -150,13 +149,13 @@ class TTMModel(nn.Module):
     config: ModelConfig = ModelConfig()
 
     def __call__(self, inputs_BxS: jax.Array, train: bool = False, num_steps: int | None = None) -> jax.Array:
-        """Logits [B, T, 13] of the first T = `num_steps` output positions (all S where None).
+        """Return the logits [B, T, 13] of the first T = `num_steps` output places (all S where None).
 
-        Under the schedule "product" only problems whose operands have at most T - 1 digits together are worked out to
-        their end; what others lack is NaN.
+        `num_steps` counts places, not machine steps. Under the schedule "product" only problems whose operands have at
+        most T - 1 digits together are worked out to their end; what others lack is NaN.
 
-        In training dropout is on and logits are as the head gives them; otherwise all positions after the
-        first predicted EOS are EOS.
+        In training dropout is on and logits are as the head gives them. Otherwise all positions after the first
+        predicted EOS are EOS.
 
         Raises:
             ValueError: if the inputs are not [B, S] with the config's S, or `num_steps` is not in 1..S.
@@ -165,7 +164,7 @@ class TTMModel(nn.Module):
         return logits_BxTxV if train else apply_eos_masking(logits_BxTxV, detect_eos(logits_BxTxV))
 
     def raw_logits(self, inputs_BxS: jax.Array, train: bool = False, num_steps: int | None = None) -> jax.Array:
-        """As a call, with nothing masked."""
+        """Return the logits of a call with nothing masked."""
         logits_BxUxV, _ = self.heads(inputs_BxS, train, num_steps)
         return select_answers(self.config, inputs_BxS, logits_BxUxV, num_steps or self.config.seq_len)
 
@@ -173,11 +172,12 @@ class TTMModel(nn.Module):
     def heads(
         self, inputs_BxS: jax.Array, train: bool = False, num_steps: int | None = None
     ) -> tuple[jax.Array, jax.Array | None]:
-        """The unmasked logits of each machine step [B, U, 13], and those of what is carried out of it [B, U, 45].
+        """Return the unmasked logits of each machine step [B, U, 13], and of what is carried out of it [B, U, 45].
 
-        U is T under the schedule "digit"; `select_answers` takes the steps that answer a place. The carry logits are
-        None where the config has no `carry_head`. Nothing else is computed from them: the head makes the carry readable
-        in the output token, where training can ask for it.
+        `num_steps` counts places, U the machine steps that answer them, as many under the schedule "digit".
+        `select_answers` takes the steps that answer a place. The carry logits are None where the config has no
+        `carry_head`. Nothing else is computed from them: the head makes the carry readable in the output token, where
+        training can ask for it.
         """
         c = self.config
         num_steps = c.seq_len if num_steps is None else num_steps
@@ -192,9 +192,11 @@ class TTMModel(nn.Module):
             init = nn.initializers.normal(stddev)
             return nn.Embed(rows, c.width, dtype, param_dtype, embedding_init=init, name=name)
 
+        # The problem: each token with its place value.
         problem_BxSxD = table(VOCAB_SIZE, 1.0, "token_embed")(inputs_BxS) + table(c.seq_len, 0.5, "pos_embed")(
             create_position_indices(inputs_BxS)
         )
+        # What a machine step is told: its place, and under "product" the two digits that it multiplies.
         embed_place = table(c.seq_len, 0.5, "place_embed")
         U = num_machine_steps(c.schedule, num_steps)
         if c.schedule == "product":
@@ -211,7 +213,7 @@ class TTMModel(nn.Module):
         return logits_BxUxV, at_least_float32(carry_head(answer_BxUxD))
 
     def _answer(self, problem_BxSxD: jax.Array, steps_BxUxD: jax.Array, num_steps: int, train: bool) -> jax.Array:
-        """The token [B, U, D] that holds the answer at each of the first U steps: the first that the machine gives."""
+        """Return the token [B, U, D] that answers at each of U = `num_steps` machine steps: the machine's first."""
         # A product, since its gradient is one too: XLA's sum over the leading axis takes thirty times as long on a CPU.
         problem_BxUxSxD = jnp.einsum("bsd,u->busd", problem_BxSxD, jnp.ones(num_steps, problem_BxSxD.dtype))
         tokens_BxUxSxD = problem_BxUxSxD + steps_BxUxD[:, :num_steps, None]
@@ -237,12 +239,12 @@ class DirectTransformer(TTMModel):
 
 
 def make_model(config: ModelConfig) -> TTMModel:
-    """The model of a config: of `kind` "machine", or the baseline of `kind` "transformer"."""
+    """Make the model of a config: of `kind` "machine", or the baseline of `kind` "transformer"."""
     return {"machine": TTMModel, "transformer": DirectTransformer}[config.kind](config)
 
 
 def head_cost(config: ModelConfig) -> int:
-    """The multiplier's head at one step: D^2 + D D/2 + 12 D/2, and 45 D for the carries where they are asked for."""
+    """Count the multiply-adds of the head at one step: D^2 + D D/2 + 12 D/2, and 45 D for a carry head."""
     D, half = config.width, config.width // 2
     carries = D * (MAX_CARRY + 1) if config.carry_head else 0
     return D * D + D * half + half * (NUM_DIGIT_LOGITS + 1) + carries

@@ -1,4 +1,4 @@
-"""Using a trained multiplier: load a checkpoint, multiply numbers."""
+"""A trained multiplier: load a checkpoint, multiply numbers."""
 
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +13,8 @@ from ttm_jax.multiplication.model import TTMModel, predict_tokens
 from ttm_jax.multiplication.objective import make_objective
 from ttm_jax.multiplication.scores import AnyMultiplier
 from ttm_jax.multiplication.steps import check_fit
-from ttm_jax.training.checkpoint import CheckpointError, find_checkpoint, load_meta, load_params
+from ttm_jax.training.checkpoint import load_meta, load_params
+from ttm_jax.training.checkpoint_files import CheckpointError, find_checkpoint
 from ttm_jax.training.config import ConfigError
 from ttm_jax.training.rows import predict_rows
 from ttm_jax.training.task import Arrays
@@ -38,7 +39,7 @@ class Multiplier(AnyMultiplier):
     def predict(
         self, inputs_BxS: np.ndarray, batch_size: int = 512, num_steps: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `AnyMultiplier.predict`."""
+        """See `AnyMultiplier.predict`."""
         check_fit(self.config.model.schedule, inputs_BxS, num_steps)
         leaf = jax.tree.leaves(self.variables)[0]
         devices = list(leaf.devices()) if isinstance(leaf, jax.Array) else []
@@ -51,17 +52,17 @@ class Multiplier(AnyMultiplier):
         return found["predictions"], found["probabilities"]
 
     def without_memory(self) -> "Multiplier":
-        """The same network with its memory wiped: each machine step starts from the memory of the first."""
+        """Return the same network with its memory wiped: each machine step starts from the memory of the first."""
         return replace(self, model=wipe_memory(self.model))
 
 
 def wipe_memory(model: TTMModel) -> TTMModel:
-    """The model with nothing written: every step starts from the memory that the first one starts from."""
+    """Return the model with nothing written: every step starts from the memory that the first one starts from."""
     return model.clone(config=replace(model.config, write="none"))
 
 
 def load(path: str | Path) -> Multiplier:
-    """The multiplier of a checkpoint, or of a run folder (its best checkpoint, or else its latest).
+    """Load the multiplier of a checkpoint, or of a run folder (its best checkpoint, or else its latest).
 
     Raises:
         CheckpointError: naming the path and what is wrong with it.

@@ -35,7 +35,7 @@ class MultiplicationObjective:
 
     @property
     def model(self) -> TTMModel:
-        """The linen module."""
+        """Return the linen module."""
         return make_model(self.config)
 
     @property
@@ -87,10 +87,10 @@ def _init_params(model: TTMModel, key: jax.Array) -> dict:
 def loss_fn(
     params: dict, model: TTMModel, batch: dict[str, jax.Array], key: jax.Array | None
 ) -> tuple[Loss, jax.Array]:
-    """Compute loss and logits [B, T, 13] of the first T output positions; dropout is on where a key is given.
+    """Compute loss and logits [B, T, 13] of the first T output places; dropout is on where a key is given.
 
-    Without "carries", or "sums" under the schedule "product", in the batch the loss of a carry head is left out, which
-    training refuses.
+    A carry head needs "carries" in the batch, or "sums" under the schedule "product". Without them its loss is left
+    out, or ValueError raised where a key is given.
     """
     targets_BxT, T = batch["targets"], batch["targets"].shape[1]
     heads: Any = model.apply(

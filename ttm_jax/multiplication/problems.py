@@ -1,7 +1,6 @@
 """The multiplication task: pairs of numbers by operand length, as batches of tokens. NumPy only.
 
-A batch is a pure function of (seed, step, mixture): it needs no state, so its order survives any
-interruption, and both twins see the same examples.
+A batch is a pure function of (seed, step, mixture): a run that is resumed, and both twins, see the same examples.
 """
 
 from collections.abc import Sequence
@@ -44,10 +43,9 @@ class Batch(NamedTuple):
 
 
 def is_held_out(a, b):
-    """True for pairs that training never samples: 10 % of them by a fixed hash of the unordered pair.
+    """Say which pairs training never samples: 10 % of them by a fixed hash of the unordered pair.
 
-    Pairs of single digits are never held out. Takes ints or arrays of them (broadcast together); gives a
-    bool or an array of bool.
+    Pairs of single digits are never held out. Takes ints or arrays (broadcast together); returns bool or an array.
     """
     a, b = np.asarray(a, np.uint64), np.asarray(b, np.uint64)
     low, high = np.minimum(a, b), np.maximum(a, b)
@@ -56,7 +54,7 @@ def is_held_out(a, b):
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """SplitMix64's finaliser, on uint64 with wrap-around."""
+    """Mix the bits of uint64 numbers by SplitMix64's finaliser, with wrap-around."""
     with np.errstate(over="ignore"):
         x = x + np.uint64(0x9E3779B97F4A7C15)
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -67,7 +65,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 def encode_problems(
     a: np.ndarray, b: np.ndarray, seq_len: int = SEQ_LEN, leading_zeros: np.ndarray | int = 0
 ) -> np.ndarray:
-    """Input tokens [B, S] of `a` times `b`: digits most significant first, sign, digits, EOS, padding.
+    """Write the input tokens [B, S] of `a` times `b`: digits most significant first, sign, digits, EOS, padding.
 
     Args:
         a: first operands [B].
@@ -92,7 +90,7 @@ def encode_problems(
 
 
 def decode_problems(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The operands (a [B], b [B]) of input tokens [B, S] as `encode_problems` writes them."""
+    """Read the operands (a [B], b [B]) of input tokens [B, S] as `encode_problems` writes them."""
     digits_a, digits_b = operand_lengths(inputs)
     sign, end = digits_a[:, None], (digits_a + 1 + digits_b)[:, None]
     position = np.arange(inputs.shape[1])[None]
@@ -106,13 +104,13 @@ def decode_problems(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def operand_lengths(inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Digits of both operands ([B], [B]) of input tokens [B, S], zeros before the first included."""
+    """Count the digits of both operands ([B], [B]) of input tokens [B, S], zeros before the first included."""
     sign, end = (np.argmax(inputs == token, axis=1) for token in (TIMES_TOKEN, EOS_TOKEN))
     return sign, end - sign - 1
 
 
 def encode_answers(products: np.ndarray, seq_len: int = SEQ_LEN) -> np.ndarray:
-    """Target tokens [B, S] of products: digits least significant first, EOS, padding.
+    """Write the target tokens [B, S] of products: digits least significant first, EOS, padding.
 
     Raises:
         ValueError: if an answer is longer than `seq_len`.
@@ -127,10 +125,10 @@ def encode_answers(products: np.ndarray, seq_len: int = SEQ_LEN) -> np.ndarray:
 
 
 def schoolbook_carries(a: np.ndarray, b: np.ndarray, seq_len: int = SEQ_LEN) -> np.ndarray:
-    """What is carried out of each place [B, S] (int32) when `a` times `b` is worked out by columns.
+    """Work out what is carried out of each place [B, S] (int32) when `a` times `b` is multiplied by columns.
 
-    Column t holds the products of digits i of `a` and t - i of `b` and the carry into it; its sum is ten times the
-    carry out of it plus digit t of the product. At most MAX_CARRY.
+    Column t holds the products of digits i of `a` and t - i of `b`, and the carry into it. Its sum is ten times the
+    carry out of it plus digit t of the product. A carry is at most MAX_CARRY.
     """
     carries = np.zeros((len(a), seq_len), np.int32)
     digits_a, digits_b = digits_of(a).T, digits_of(b).T
@@ -143,22 +141,22 @@ def schoolbook_carries(a: np.ndarray, b: np.ndarray, seq_len: int = SEQ_LEN) -> 
 
 
 def digits_of(numbers: np.ndarray) -> np.ndarray:
-    """The digits of operands [B], units first: [B, MAX_DIGITS]."""
+    """Return the digits of operands [B], units first: [B, MAX_DIGITS]."""
     return _digit(numbers, np.arange(MAX_DIGITS))
 
 
 def place_name(place: int) -> str:
-    """What a digit counts: "units", "tens", ..., "10⁴", ..."""
+    """Say what a digit counts: "units", "tens", ..., "10⁴", ..."""
     return _PLACES[place] if place < len(_PLACES) else place_power(place)
 
 
 def place_power(place: int) -> str:
-    """What a digit counts, as a power: "10⁰", "10¹", ..."""
+    """Say what a digit counts, as a power: "10⁰", "10¹", ..."""
     return f"10{str(place).translate(_SUPERSCRIPT)}"
 
 
 def count_digits(numbers: np.ndarray | int) -> np.ndarray:
-    """Decimal digits of each number; 1 for zero.
+    """Count the decimal digits of each number; 1 for zero.
 
     Raises:
         ValueError: if a number is negative or has more than 11 digits.
@@ -179,7 +177,7 @@ def augment_batch(
     uniform_Bx2: np.ndarray | None = None,
     kinds: Sequence[str] = AUGMENTATIONS,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The same problems written otherwise: operands swapped ("swap"), zeros before the first ("leading_zeros").
+    """Write the same problems otherwise: operands swapped ("swap"), zeros before the first ("leading_zeros").
 
     Each kind changes an example with probability 1/2; zeros, one to three, only where there is room. The
     product, and so the targets, stay. Ours: the paper has no augmentation for numbers.
@@ -269,11 +267,11 @@ class MultiplicationDataset:
             _draw_pairs(np.random.Philox(key=0), *self._bounds(stage))  # raises where nothing is left to train
 
     def increase_difficulty(self) -> None:
-        """Moves to the next stage; stays at the last."""
+        """Move to the next stage; stay at the last."""
         self.current_stage = min(self.current_stage + 1, len(self.stages) - 1)
 
     def lengths(self, stage: int | None = None) -> list[Length]:
-        """The operand lengths of a stage (the current one where None), shortest products first."""
+        """List the operand lengths of a stage (the current one where None), shortest products first."""
         low, high = self.stages[self.current_stage if stage is None else stage]
         shortest, longest = (int(count_digits(number)) for number in (low, high))
         found = [
@@ -284,11 +282,11 @@ class MultiplicationDataset:
         return sorted(found, key=lambda length: (sum(length), length))
 
     def num_steps(self, stage: int | None = None) -> int:
-        """Output positions that the longest answer of a stage needs, EOS included."""
+        """Count the output places that the longest answer of a stage needs, EOS included."""
         return max(sum(length) for length in self.lengths(stage)) + 1
 
     def batch(self, seed: int, step: int, mixture: Sequence[float] | None = None) -> Batch:
-        """Batch `step` of the sequence that `seed` stands for, at the current stage: a pure function.
+        """Draw batch `step` of the sequence that `seed` stands for, at the current stage: a pure function.
 
         Args:
             seed: which sequence of batches.
@@ -298,6 +296,7 @@ class MultiplicationDataset:
         lengths = self.lengths()
         shares = np.full(len(lengths), 1 / len(lengths)) if mixture is None else np.asarray(mixture)
         bits = np.random.Philox(key=np.array([seed, step], np.uint64))
+        # The first of three numbers for each example picks its length, the others decide on its augmentations.
         uniform = bits.random_raw((3, self.batch_size)) / 2.0**64
         index = np.searchsorted(np.cumsum(shares)[:-1], uniform[0] * shares.sum(), side="right")
         low, high = self._bounds(self.current_stage)[:, index]
@@ -309,31 +308,32 @@ class MultiplicationDataset:
         return Batch(inputs, targets, carries, index.astype(np.int32))
 
     def generate_batch(self) -> tuple[np.ndarray, np.ndarray]:
-        """The next batch of this object's own sequence: inputs [B, S] and targets [B, S]."""
+        """Draw the next batch of this object's own sequence: inputs [B, S] and targets [B, S]."""
         batch = self.batch(self.seed, self._generated)
         self._generated += 1
         return batch.inputs, batch.targets
 
     def held_out(self, length: Length, count: int) -> np.ndarray:
-        """At most `count` held-out pairs [P, 2] of a length within the current stage; see `held_out_pairs`."""
+        """Return at most `count` held-out pairs [P, 2] of a length within the current stage; see `held_out_pairs`."""
         return held_out_pairs(length, count, self.stages[self.current_stage])
 
     def _bounds(self, stage: int) -> np.ndarray:
-        """Smallest and largest operands [2, lengths, 2] of each length of a stage."""
+        """Return the smallest and largest operands [2, lengths, 2] of each length of a stage."""
         bounds = [[_range_of(digits, self.stages[stage]) for digits in length] for length in self.lengths(stage)]
         return np.array(bounds).transpose(2, 0, 1)
 
 
 def held_out_pairs(length: Length | tuple[int, int], count: int, stage: tuple[int, int] = STAGES[-1]) -> np.ndarray:
-    """At most `count` distinct pairs [P, 2] (int64) of operands of these two lengths that training never samples.
+    """Return at most `count` distinct pairs [P, 2] (int64) of operands of two lengths that training never samples.
 
-    Always the same ones; all there are where there are no more. For (1, 1), where nothing is held out, all
-    pairs, which training does sample.
+    They are always the same ones, and all there are where there are no more. For (1, 1) nothing is held out, so they
+    are all pairs, which training does sample.
     """
     (low_a, high_a), (low_b, high_b) = (_range_of(digits, stage) for digits in length)
     sizes = high_a - low_a + 1, high_b - low_b + 1
     bits = np.random.Philox(key=np.array([_EVALUATION_SEED, 10 * length[0] + length[1]], np.uint64))
     total = sizes[0] * sizes[1]
+    # Where pairs are few, all of them are shuffled; else some are drawn, and what is drawn again left out.
     if total <= 40 * count or total <= 10**6:
         order = np.argsort(bits.random_raw(total), kind="stable")
     else:
@@ -347,12 +347,12 @@ def held_out_pairs(length: Length | tuple[int, int], count: int, stage: tuple[in
 
 
 def _range_of(digits: int, stage: tuple[int, int]) -> tuple[int, int]:
-    """The smallest and the largest number with that many digits in the range of a stage."""
+    """Return the smallest and the largest number with that many digits in the range of a stage."""
     return max(stage[0], 10 ** (digits - 1) if digits > 1 else 0), min(stage[1], 10**digits - 1)
 
 
 def _draw_pairs(bits: np.random.Philox, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Pairs [B, 2] between `low` and `high` [B, 2] that are not held out, drawn until they are."""
+    """Draw pairs [B, 2] between `low` and `high` [B, 2]; draw anew those that are held out."""
     pairs = np.zeros_like(low)
     open_rows = np.arange(len(low))
     for _ in range(_MAX_DRAWS):

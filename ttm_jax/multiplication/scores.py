@@ -19,15 +19,16 @@ class AnyMultiplier(ABC):
     def predict(
         self, inputs_BxS: np.ndarray, batch_size: int = 512, num_steps: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Predicted tokens [B, T] and their probabilities [B, T], computed `batch_size` rows at a time.
+        """Predict tokens [B, T] and their probabilities [B, T], `batch_size` rows at a time.
+
+        T is `num_steps`, a number of output places (all S where None).
 
         Raises:
-            ValueError: under the schedule "product", if the operands of a problem have more than T - 1 digits together,
-                T being `num_steps` (all S where None).
+            ValueError: under the schedule "product", if the operands of a problem have more than T - 1 digits together.
         """
 
     def multiply(self, a: Sequence[int], b: Sequence[int], batch_size: int = 512) -> list[int | None]:
-        """The products of a[i] and b[i] as the network writes them; None where it wrote no number.
+        """Multiply a[i] by b[i] as the network does; None where it wrote no number.
 
         Raises:
             ValueError: if the sequences differ in length, or an operand is not an int in 0..99999.
@@ -68,7 +69,7 @@ class Score:
 def answer_pairs(
     multiplier: AnyMultiplier, pairs_Px2: np.ndarray, num_steps: int | None = None, batch_size: int = 512
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and true answer tokens [P, T] of pairs of operands."""
+    """Return predicted and true answer tokens [P, T] of pairs of operands; T is `num_steps`, in output places."""
     inputs = encode_problems(*pairs_Px2.T)
     predictions, _ = multiplier.predict(inputs, batch_size, num_steps)
     targets = encode_answers(pairs_Px2.prod(axis=1), inputs.shape[1])[:, : predictions.shape[1]]
@@ -76,7 +77,7 @@ def answer_pairs(
 
 
 def score_answers(predictions_PxT: np.ndarray, targets_PxT: np.ndarray) -> Score:
-    """Counts of right answers and of right digits."""
+    """Count the right answers and the right digits."""
     right = correct_positions(predictions_PxT, targets_PxT)
     digits = targets_PxT < TIMES_TOKEN
     return Score(
@@ -89,7 +90,7 @@ def score_answers(predictions_PxT: np.ndarray, targets_PxT: np.ndarray) -> Score
 
 
 def add_scores(scores: list[Score]) -> Score:
-    """All pairs of several scores as one."""
+    """Add several scores to that of all their pairs."""
 
     def at_each_place(counts: list[tuple[int, ...]]) -> tuple[int, ...]:
         return tuple(np.sum(counts, axis=0).tolist())
@@ -106,9 +107,9 @@ def add_scores(scores: list[Score]) -> Score:
 def pick_examples(
     sets: Sequence[np.ndarray], answers: Sequence[tuple[np.ndarray, np.ndarray]], first: int, count: int
 ) -> list[Example]:
-    """Some of several sets of pairs with their answers, the last set's first, as (problem, answer, truth).
+    """Pick `count` of several sets of pairs with their answers, the last set's first, as (problem, answer, truth).
 
-    `first` is how many have been shown before, which are passed over.
+    `first` is how many have been shown before; they are passed over.
     """
     examples = []
     for i in range(count):

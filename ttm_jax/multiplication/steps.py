@@ -24,7 +24,7 @@ NO_DIGIT = MAX_DIGITS  # in place of a digit's place value: the step multiplies 
 
 
 def _columns(num_a: int, num_b: int) -> list[list[tuple[int, int, int]]]:
-    """The steps (place, place value of the first digit, and of the second) of each place of an n x m problem."""
+    """List the steps (place, place value of the first digit, and of the second) of each place of an n x m problem."""
     columns = []
     for place in range(SEQ_LEN):
         pairs = [(place, i, place - i) for i in range(num_a) if 0 <= place - i < num_b]
@@ -52,7 +52,7 @@ PRODUCT_STEPS, ANSWERED_AT = _tables()
 
 
 def num_machine_steps(schedule: ScheduleName, num_places: int) -> int:
-    """Machine steps that answer so many places (1 to S) of every problem of two operands with fewer digits together."""
+    """Count the machine steps that answer so many places (1 to S) of all operands with fewer digits together."""
     if schedule == "digit":
         return num_places
     fitting = [(n, m) for n in range(MAX_DIGITS) for m in range(MAX_DIGITS) if n + m + 3 <= num_places] or [(0, 0)]
@@ -60,7 +60,7 @@ def num_machine_steps(schedule: ScheduleName, num_places: int) -> int:
 
 
 def steps_of_places(schedule: ScheduleName, digits_a: int, digits_b: int) -> list[slice]:
-    """The machine steps of each place of a problem with operands of so many digits."""
+    """Return the machine steps of each place of a problem with operands of so many digits."""
     if schedule == "digit":
         return [slice(place, place + 1) for place in range(SEQ_LEN)]
     last = ANSWERED_AT[digits_a - 1, digits_b - 1]
@@ -68,7 +68,7 @@ def steps_of_places(schedule: ScheduleName, digits_a: int, digits_b: int) -> lis
 
 
 def check_fit(schedule: ScheduleName, inputs_BxS: np.ndarray, num_places: int | None) -> None:
-    """Raises ValueError where, under "product", operands have more digits together than there are places, less one."""
+    """Raise ValueError where, under "product", operands have more digits together than there are places, less one."""
     if schedule == "digit" or num_places is None or not len(inputs_BxS):
         return
     needed = int(np.add(*operand_lengths(inputs_BxS)).max()) + 1
@@ -77,10 +77,9 @@ def check_fit(schedule: ScheduleName, inputs_BxS: np.ndarray, num_places: int | 
 
 
 def running_sums(inputs_BxS: np.ndarray, num_places: int) -> np.ndarray:
-    """The sum of the column after each step [B, U] (int32) under "product", what was carried into it included.
+    """Return the sum of the column after each step [B, U] (int32) under "product", the carry into it included.
 
-    A tenth of the last sum of a column is carried to the next. -1 at steps of places past the last digit of the
-    product.
+    A tenth of the last sum of a column is carried to the next. Steps of places past the product's end have -1.
     """
     a, b = decode_problems(inputs_BxS)
     steps_BxUx3 = PRODUCT_STEPS[tuple(np.clip(operand_lengths(inputs_BxS), 1, MAX_DIGITS) - 1)]
@@ -95,7 +94,7 @@ def running_sums(inputs_BxS: np.ndarray, num_places: int) -> np.ndarray:
 
 
 def training_arrays(batch: Batch, config: ModelConfig, num_places: int) -> dict[str, np.ndarray]:
-    """What `train_step` takes of a batch: "inputs" [B, S], "targets" [B, T], and what a carry head is trained on.
+    """Make what `train_step` takes of a batch: "inputs" [B, S], "targets" [B, T], and what a carry head is trained on.
 
     That is "carries" [B, T], or under the schedule "product" "sums" [B, U].
 

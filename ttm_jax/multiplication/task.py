@@ -38,15 +38,7 @@ class MultiplicationTask:
     def __init__(self, config: Config):
         self._config = config
         self.batch_size = config.data.batch_size
-        self.dataset = MultiplicationDataset(
-            config.data.batch_size,
-            config.model.seq_len,
-            config.train.seed,
-            config.data.stages,
-            config.curriculum.start_stage,
-            config.data.max_digits,
-            config.data.augment,
-        )
+        self.dataset = make_dataset(config, config.data.batch_size, config.curriculum.start_stage)
         self.curriculum = Curriculum(config.curriculum.start_stage, Mixture.uniform(len(self.dataset.lengths())))
 
     def batch(self, step: int) -> Batch:
@@ -54,7 +46,7 @@ class MultiplicationTask:
         return Batch(training_arrays(drawn, self._config.model, self.dataset.num_steps()), drawn.lengths)
 
     def must_read(self, step: int) -> bool:
-        """At the end of a window, which renews the mixture."""
+        """Return True at the end of a window, which renews the mixture."""
         return self.curriculum.mixture.steps + 1 == self._config.curriculum.mixture_every
 
     def record(self, batch: Batch, metrics: Mapping[str, Any]) -> Record | None:
@@ -76,6 +68,7 @@ class MultiplicationTask:
         config, T = self._config.train, self.dataset.num_steps()
         sets = {str(length): self.dataset.held_out(length, config.eval_pairs) for length in self.dataset.lengths()}
         sets = {name: pairs for name, pairs in sets.items() if len(pairs)}
+        # The pairs of all lengths are predicted together, and their answers split by length again.
         pairs = np.concatenate(list(sets.values()))
         targets = encode_answers(pairs.prod(axis=1), self.dataset.seq_len)[:, :T]
         predictions = predict(
@@ -152,3 +145,11 @@ def _mark(name: str, evaluations: Sequence[Record]) -> str:
 def make_task(config: Config) -> MultiplicationTask:
     """Make the task of a config."""
     return MultiplicationTask(config)
+
+
+def make_dataset(config: Config, batch_size: int, stage: int) -> MultiplicationDataset:
+    """Make the problems of a config at one of its stages."""
+    data, seq_len = config.data, config.model.seq_len
+    return MultiplicationDataset(
+        batch_size, seq_len, config.train.seed, data.stages, stage, data.max_digits, data.augment
+    )

@@ -12,7 +12,7 @@ _SYMBOLS = {**{digit: str(digit) for digit in DIGIT_TOKENS}, TIMES_TOKEN: "×"}
 
 
 def number_to_tokens(number: int) -> list[int]:
-    """Digits of a number, most significant first: `number_to_tokens(42) == [4, 2]`.
+    """Return the digits of a number, most significant first: `number_to_tokens(42) == [4, 2]`.
 
     Raises:
         ValueError: if `number` is negative.
@@ -23,7 +23,7 @@ def number_to_tokens(number: int) -> list[int]:
 
 
 def tokens_to_string(tokens: Iterable[int]) -> str:
-    """The text of tokens up to the first EOS, padding left out: `tokens_to_string([4, 2]) == "42"`.
+    """Write the text of tokens up to the first EOS, padding left out: `tokens_to_string([4, 2]) == "42"`.
 
     Raises:
         ValueError: if a token is not in the vocabulary.
@@ -40,26 +40,8 @@ def tokens_to_string(tokens: Iterable[int]) -> str:
     return "".join(text)
 
 
-def problem_to_tokens(a: int, b: int, seq_len: int) -> list[int]:
-    """The input sequence of `a` times `b`: digits, sign, digits, EOS, then padding to `seq_len`.
-
-    Raises:
-        ValueError: if the problem is longer than `seq_len`.
-    """
-    return _pad([*number_to_tokens(a), TIMES_TOKEN, *number_to_tokens(b), EOS_TOKEN], seq_len)
-
-
-def answer_to_tokens(number: int, seq_len: int) -> list[int]:
-    """The target sequence of a product: digits least significant first, EOS, then padding to `seq_len`.
-
-    Raises:
-        ValueError: if the answer is longer than `seq_len`.
-    """
-    return _pad([*reversed(number_to_tokens(number)), EOS_TOKEN], seq_len)
-
-
 def tokens_to_answer(tokens: Sequence[int]) -> int | None:
-    """The number written least significant digit first up to EOS; None where it is no number.
+    """Read the number written least significant digit first up to EOS; None where it is no number.
 
     An answer without EOS, without digits, with other tokens among the digits, or with a leading
     zero (`[2, 0, EOS]`) is no number.
@@ -76,9 +58,3 @@ def tokens_to_answer(tokens: Sequence[int]) -> int | None:
     if not digits or (len(digits) > 1 and digits[-1] == 0):
         return None
     return int("".join(map(str, reversed(digits))))
-
-
-def _pad(tokens: list[int], seq_len: int) -> list[int]:
-    if len(tokens) > seq_len:
-        raise ValueError(f"{len(tokens)} tokens do not fit a sequence of {seq_len}")
-    return tokens + [PAD_TOKEN] * (seq_len - len(tokens))

@@ -13,32 +13,17 @@ import orbax.checkpoint as ocp
 
 from ttm_jax.tasks import config_of_checkpoint
 from ttm_jax.training.checkpoint_files import (
-    BEST,
     JAX_FORMAT,
     KEPT,
     LATEST,
     CheckpointError,
     check_arrays,
-    find_checkpoint,
     read_meta,
     saved_steps,
     verify,
     write_checksums,
 )
 from ttm_jax.training.step import Objective, TrainState
-
-__all__ = [
-    "BEST",
-    "LATEST",
-    "CheckpointError",
-    "CheckpointFolder",
-    "find_checkpoint",
-    "load_meta",
-    "load_params",
-    "load_state",
-    "save_params",
-    "saved_steps",
-]
 
 logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each save there
 

@@ -12,7 +12,7 @@ from typing import Any
 from ttm_jax.cli import Parser, fail, this_python
 from ttm_jax.tasks import load_config, make_task
 from ttm_jax.training.checkpoint_files import CheckpointError
-from ttm_jax.training.config import ConfigError, config_keys, describe, find_config, flag_of, flat_values, override
+from ttm_jax.training.config import ConfigError, config_keys, describe, flag_of, flat_values, override
 from ttm_jax.training.display import make_display
 from ttm_jax.training.loop import Ended, Event, NonFiniteLoss, Started
 from ttm_jax.training.plan import OutOfMemory
@@ -61,7 +61,7 @@ def make_training_parser(package: str, argv: Sequence[str] | None = None, run_na
     try:
         name, config = named.config or DEFAULT_CONFIG, resolve(named)[0]
     except ConfigError:  # said when the flags are resolved
-        name, config = DEFAULT_CONFIG, load_config(find_config(DEFAULT_CONFIG))
+        name, config = DEFAULT_CONFIG, load_config(DEFAULT_CONFIG)
     keys = parser.add_argument_group("config", f"override a key of the config; its value in {name} is in brackets")
     values = flat_values(config)
     for key, hint in config_keys(type(config)).items():
@@ -92,7 +92,7 @@ def resolve(args: argparse.Namespace) -> tuple[Any, Path]:
         if not saved.exists():
             raise ConfigError(f"--resume: {workdir} is no run folder: it has no config.toml")
         return override(load_config(saved), overrides), workdir
-    return override(load_config(find_config(name)), overrides), workdir
+    return override(load_config(name), overrides), workdir
 
 
 def run_training(parser: Parser, args: argparse.Namespace, start: Start, kept_flags: Sequence[str] = ()) -> int:

@@ -2,17 +2,7 @@
 
 from torch import Tensor
 
-from ttm_jax.multiplication.metrics import wilson_interval
 from ttm_jax.multiplication.vocab import EOS_TOKEN
-
-__all__ = [
-    "correct_positions",
-    "create_target_mask",
-    "exact_match",
-    "position_accuracy",
-    "sequence_accuracy",
-    "wilson_interval",
-]
 
 
 def create_target_mask(targets_BxS: Tensor) -> Tensor:

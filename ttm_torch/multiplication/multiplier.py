@@ -9,9 +9,10 @@ import torch
 from ttm_jax.multiplication.config import Config
 from ttm_jax.multiplication.scores import AnyMultiplier
 from ttm_jax.multiplication.steps import check_fit
+from ttm_jax.training.checkpoint_files import find_checkpoint
 from ttm_torch.multiplication.model import TTMModel, predict_tokens
 from ttm_torch.multiplication.objective import create_model
-from ttm_torch.training.checkpoint import find_checkpoint, load_meta, load_model
+from ttm_torch.training.checkpoint import load_meta, load_model
 from ttm_torch.training.step import evaluation_mode
 
 

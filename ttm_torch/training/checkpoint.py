@@ -16,32 +16,17 @@ from torch import Tensor, nn
 
 from ttm_jax.tasks import config_of_checkpoint
 from ttm_jax.training.checkpoint_files import (
-    BEST,
     KEPT,
     LATEST,
     TORCH_FORMAT,
     CheckpointError,
     check_arrays,
-    find_checkpoint,
     read_meta,
     saved_steps,
     verify,
     write_checksums,
 )
 from ttm_torch.training.step import TrainState
-
-__all__ = [
-    "BEST",
-    "LATEST",
-    "CheckpointError",
-    "CheckpointFolder",
-    "find_checkpoint",
-    "load_meta",
-    "load_model",
-    "load_state",
-    "save_model",
-    "saved_steps",
-]
 
 Model = TypeVar("Model", bound=nn.Module)
 _WEIGHTS, _TRAINING = "params/model.safetensors", "training/optimizer.pt"

@@ -13,7 +13,7 @@ from ttm_jax.training.plan import StepPlan, make_plans
 from ttm_jax.training.rows import predict_rows
 from ttm_jax.training.task import Arrays
 from ttm_torch.training.checkpoint import CheckpointFolder, load_state
-from ttm_torch.training.run_folder import device_name, provenance
+from ttm_torch.training.device import device_name, provenance
 from ttm_torch.training.step import Objective, TrainState, evaluation_mode, make_state, random_seed, take_step
 
 

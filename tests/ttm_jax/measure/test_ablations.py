@@ -8,8 +8,9 @@ import pytest
 
 from ttm_jax.measure import ablations
 from ttm_jax.measure.ablations import CONFIG, REFERENCE, ROWS, main
-from ttm_jax.train import make_parser, resolve
-from ttm_jax.training.config import config_to_toml, find_config
+from ttm_jax.train import make_parser
+from ttm_jax.training.command import resolve
+from ttm_jax.training.config import config_to_toml
 
 NAMES = [REFERENCE, "no memory"]
 LENGTHS = ("1x1", "2x1", "2x2", "3x1", "3x2")
@@ -17,7 +18,7 @@ LENGTHS = ("1x1", "2x1", "2x2", "3x1", "3x2")
 
 def write_run(workdir, share, steps=None):
     """A run of the budget's config, finished unless `steps` says less."""
-    config = load_config(find_config(CONFIG))
+    config = load_config(CONFIG)
     steps = steps or config.train.max_epochs * config.train.steps_per_epoch
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.toml").write_text(config_to_toml(config))

@@ -47,7 +47,7 @@ SCENIC = TokenTuringMachine(**CHEAP, compat="scenic")
 @pytest.fixture(scope="module")
 def config(tiny_config):
     """Cheaper still to compile: no dropout, no carry head, nothing recomputed."""
-    model = dataclasses.replace(tiny_config.model, dropout_rate=0.0, carry_head=False, remat=False)
+    model = dataclasses.replace(tiny_config.model, dropout_rate=0.0, carry_head=False, remat="none")
     return dataclasses.replace(tiny_config, model=model)
 
 

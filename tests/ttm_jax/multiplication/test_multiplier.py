@@ -8,7 +8,7 @@ import pytest
 
 import ttm_jax
 from ttm_jax.multiplication.problems import encode_problems
-from ttm_jax.training.checkpoint import LATEST, CheckpointError, find_checkpoint
+from ttm_jax.training.checkpoint_files import LATEST, CheckpointError, find_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -10,17 +10,8 @@ import pytest
 
 from ttm_jax.multiplication.objective import create_state, make_objective
 from ttm_jax.tasks import config_from_dict
-from ttm_jax.training.checkpoint import (
-    BEST,
-    LATEST,
-    CheckpointError,
-    CheckpointFolder,
-    find_checkpoint,
-    load_meta,
-    load_params,
-    load_state,
-    saved_steps,
-)
+from ttm_jax.training.checkpoint import CheckpointFolder, load_meta, load_params, load_state
+from ttm_jax.training.checkpoint_files import BEST, LATEST, CheckpointError, find_checkpoint, saved_steps
 from ttm_jax.training.config import config_to_dict, override
 
 

@@ -15,7 +15,7 @@ from ttm_jax.multiplication.problems import MultiplicationDataset, held_out_pair
 from ttm_jax.multiplication.scores import answer_pairs, score_answers
 from ttm_jax.multiplication.steps import training_arrays
 from ttm_jax.tasks import load_config
-from ttm_jax.training.config import find_config, override
+from ttm_jax.training.config import override
 from ttm_jax.training.run_folder import RunFolder
 from ttm_jax.training.step import train_step
 
@@ -48,7 +48,7 @@ SHORT_LOSSES = (2.2769, 1.8544, 1.7984)  # mean over the seeds; of the 25 steps 
 
 @pytest.fixture(scope="module")
 def default_config():
-    return load_config(find_config("default"))
+    return load_config("default")
 
 
 def learn(config, seed, steps):

@@ -11,7 +11,8 @@ from ttm_jax.multiplication.metrics import create_target_mask
 from ttm_jax.multiplication.objective import create_state, loss_fn
 from ttm_jax.train import main
 from ttm_jax.training import jax_engine
-from ttm_jax.training.checkpoint import LATEST, find_checkpoint, load_state, saved_steps
+from ttm_jax.training.checkpoint import load_state
+from ttm_jax.training.checkpoint_files import LATEST, find_checkpoint, saved_steps
 from ttm_jax.training.config import override
 from ttm_jax.training.jax_engine import JaxEngine
 from ttm_jax.training.plan import OutOfMemory, StepPlan, make_plans

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from tests.toy import Config, Line, LineObjective
-from ttm_jax.training.checkpoint import BEST, LATEST, find_checkpoint, load_state, saved_steps
+from ttm_jax.training.checkpoint import load_state
+from ttm_jax.training.checkpoint_files import BEST, LATEST, find_checkpoint, saved_steps
 from ttm_jax.training.jax_engine import JaxEngine
 from ttm_jax.training.loop import Ended, Evaluated, FellBack, Started, Stepped, Trained, train
 from ttm_jax.training.precision import LossScale
@@ -170,7 +171,7 @@ import jax, numpy as np
 jax.config.update("jax_num_cpu_devices", 8)
 from tests.toy import Config, Line, LineObjective
 from ttm_jax.training.jax_engine import JaxEngine
-from ttm_jax.training.checkpoint import LATEST
+from ttm_jax.training.checkpoint_files import LATEST
 config, found = Config(), {}
 def engine(data, model):
     return JaxEngine(LineObjective(), config.optimizer, 0, 16, num_devices=data, num_model=model)

@@ -20,15 +20,8 @@ from ttm_jax.multiplication.objective import create_state
 from ttm_jax.tasks import load_config
 from ttm_jax.train import main, make_parser
 from ttm_jax.training import command as command_module
-from ttm_jax.training.checkpoint import (
-    BEST,
-    LATEST,
-    CheckpointError,
-    find_checkpoint,
-    load_meta,
-    load_state,
-    saved_steps,
-)
+from ttm_jax.training.checkpoint import load_meta, load_state
+from ttm_jax.training.checkpoint_files import BEST, LATEST, CheckpointError, find_checkpoint, saved_steps
 from ttm_jax.training.command import resolve
 from ttm_jax.training.config import ConfigError, config_to_toml, override
 from ttm_jax.training.jax_engine import JaxEngine

@@ -11,20 +11,11 @@ import pytest
 import torch
 
 import ttm_torch
+from ttm_jax.training.checkpoint_files import BEST, LATEST, CheckpointError, find_checkpoint, saved_steps
 from ttm_jax.training.config import config_to_dict, override
 from ttm_torch.evaluate import main
 from ttm_torch.multiplication.objective import create_model, create_state
-from ttm_torch.training.checkpoint import (
-    BEST,
-    LATEST,
-    CheckpointError,
-    CheckpointFolder,
-    find_checkpoint,
-    load_meta,
-    load_model,
-    load_state,
-    saved_steps,
-)
+from ttm_torch.training.checkpoint import CheckpointFolder, load_meta, load_model, load_state
 
 
 @pytest.fixture

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from ttm_jax.training.checkpoint_files import LATEST, find_checkpoint
 from ttm_torch.multiplication.objective import create_state, train_step_with_metrics
 from ttm_torch.train import main
-from ttm_torch.training.checkpoint import LATEST, find_checkpoint, load_state
+from ttm_torch.training.checkpoint import load_state
 from ttm_torch.training.torch_engine import TorchEngine
 
 pytestmark = pytest.mark.usefixtures("signal_handlers")

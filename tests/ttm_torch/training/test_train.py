@@ -16,13 +16,14 @@ import ttm_torch
 from ttm_jax.cli import this_python
 from ttm_jax.multiplication.steps import training_arrays
 from ttm_jax.tasks import load_config, make_task
+from ttm_jax.training.checkpoint_files import BEST, LATEST, find_checkpoint, saved_steps
 from ttm_jax.training.command import resolve
 from ttm_jax.training.config import ConfigError, config_to_toml, override
 from ttm_jax.training.loop import NonFiniteLoss
 from ttm_jax.training.run_folder import RunFolder
 from ttm_torch.multiplication.objective import create_model, create_state, loss_fn, train_step_with_metrics
 from ttm_torch.train import main, make_parser, start
-from ttm_torch.training.checkpoint import BEST, LATEST, find_checkpoint, load_meta, load_state, saved_steps
+from ttm_torch.training.checkpoint import load_meta, load_state
 from ttm_torch.training.step import random_seed
 from ttm_torch.training.torch_engine import TorchEngine
 

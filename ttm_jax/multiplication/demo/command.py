@@ -16,7 +16,7 @@ from ttm_jax.files import PACKAGE, shipped
 from ttm_jax.multiplication.demo.picture import SUFFIXES, PictureError, save_picture
 from ttm_jax.multiplication.demo.problem import EXAMPLE, ProblemError, parse_problem
 from ttm_jax.multiplication.demo.terminal import answer_line, render
-from ttm_jax.multiplication.demo.trace import Trace, trace
+from ttm_jax.multiplication.demo.trace import trace
 from ttm_jax.multiplication.inside import load_machine
 from ttm_jax.multiplication.multiplier import Multiplier
 from ttm_jax.training.checkpoint_files import CheckpointError
@@ -26,7 +26,7 @@ _QUIT = ("q", "quit", "exit")
 
 
 def make_parser() -> Parser:
-    """The command line."""
+    """Make the command line."""
     parser = Parser(
         prog="python -m ttm_jax.demo",
         description="A trained Token Turing Machine multiplies what you type, digit by digit, and shows how.",
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(parser: Parser, args: argparse.Namespace) -> int:
-    """What the flags ask for; what is wrong with them is said before the model is loaded."""
+    """Do what the flags ask for; say what is wrong with them before the model is loaded."""
     problem = parse_problem(" ".join(args.problem)) if args.problem else None
     if args.port is not None and not args.page:
         return fail(parser, "--port goes with --page")
@@ -90,7 +90,7 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
 
 
 def load_demo(path: Path | None) -> Multiplier:
-    """The multiplier of a path; of `CHECKPOINT`, as shipped, where None.
+    """Load the multiplier of a path, or where None that of `CHECKPOINT`, as shipped.
 
     Raises:
         CheckpointError: saying, where there is nothing at the path, how to get a trained model.
@@ -105,30 +105,20 @@ def load_demo(path: Path | None) -> Multiplier:
 
 
 def warm_up(multiplier: Multiplier) -> None:
-    """Compiles, so that the time of an answer is that of the network."""
+    """Compile, so that the time of an answer is that of the network."""
     trace(multiplier, 1, 1)
 
 
-class Session:
-    """Counts what was asked and what was right."""
-
-    def __init__(self) -> None:
-        self.correct = self.total = 0
-
-    def add(self, result: Trace) -> None:
-        self.correct += result.correct
-        self.total += 1
-
-    def __str__(self) -> str:
-        percent = f" ({100 * self.correct / self.total:.0f} %)" if self.total else ""
-        return f"{self.correct} of {self.total} right{percent}"
+def _so_far(answers: list[bool]) -> str:
+    percent = f" ({100 * sum(answers) / len(answers):.0f} %)" if answers else ""
+    return f"{sum(answers)} of {len(answers)} right{percent}"
 
 
 def _converse(multiplier: Multiplier, as_json: bool) -> int:
-    """Products from stdin until it ends; 2 where lines that no one typed by hand were not all products."""
+    """Answer products from stdin until it ends; return 2 if lines that no one typed by hand were not all products."""
     interactive = sys.stdin.isatty()
     console = Console(highlight=False)
-    session = Session()
+    answers: list[bool] = []
     refused = 0
     if interactive and not as_json:
         size = multiplier.config.model
@@ -145,20 +135,21 @@ def _converse(multiplier: Multiplier, as_json: bool) -> int:
             print(error, file=sys.stderr, flush=True)
             refused += 1
             continue
-        session.add(result)
+        answers.append(result.correct)
         if as_json:
-            print(json.dumps({**result.to_dict(), "session": vars(session)}, ensure_ascii=False), flush=True)
+            session = {"correct": sum(answers), "total": len(answers)}
+            print(json.dumps({**result.to_dict(), "session": session}, ensure_ascii=False), flush=True)
             continue
-        console.print(answer_line(result).append(f"  so far {session}", "dim"), soft_wrap=True)
+        console.print(answer_line(result).append(f"  so far {_so_far(answers)}", "dim"), soft_wrap=True)
         console.print(render(result))
         console.print()
     if interactive and not as_json:
-        console.print(f"\n{session}")
+        console.print(f"\n{_so_far(answers)}")
     return 2 if refused and not interactive else 0
 
 
 def _lines(interactive: bool) -> Iterator[str]:
-    """Lines of stdin; Ctrl-C and Ctrl-D end them where someone types."""
+    """Yield the lines of stdin; Ctrl-C and Ctrl-D end them where someone types."""
     if not interactive:
         yield from sys.stdin
         return
@@ -188,7 +179,7 @@ def _serve(parser: Parser, args: argparse.Namespace, problem: tuple[int, int] | 
 
 
 def _shipped() -> Path:
-    """The checkpoint that comes with the package."""
+    """Find the checkpoint that comes with the package."""
     return shipped(PACKAGE, str(CHECKPOINT), str(CHECKPOINT))
 
 

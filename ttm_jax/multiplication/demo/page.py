@@ -8,7 +8,7 @@ from ttm_jax.multiplication.demo.problem import EXAMPLE
 
 
 def page_html(memory_size: int, trace: dict[str, Any] | None = None) -> str:
-    """The page with a trace (as `Trace.to_dict` gives it) in it; one that asks the server where None."""
+    """Make the page with a trace (as `Trace.to_dict` gives it) in it; without one, it asks the server."""
     data = json.dumps({"memory_size": memory_size, "example": EXAMPLE, "trace": trace}, ensure_ascii=False)
     template = files("ttm_jax.multiplication.demo").joinpath("page.html").read_text(encoding="utf-8")
     return template.replace("__DATA__", data, 1)

@@ -27,7 +27,7 @@ class PictureError(OSError):
 
 
 def save_picture(path: Path, trace: Trace) -> None:
-    """Writes the trace as its suffix says.
+    """Write the trace as a PNG or as a page, as the path's suffix says.
 
     Raises:
         PictureError: if the file cannot be written.
@@ -43,6 +43,7 @@ def save_picture(path: Path, trace: Trace) -> None:
 
 def _save_png(path: Path, trace: Trace) -> None:
     plt = pyplot()
+    # Above, panels beside each other with a row for each step; below, the memory.
     rows = len(trace.steps)
     panels = [(_draw_sums, 5.6), (_draw_reads, max(_CELL * len(trace.operand_tokens), _TITLE))]
     if trace.origin_TxW is not None:
@@ -77,7 +78,7 @@ def _title(trace: Trace) -> str:
 
 
 def _draw_sums(axis: Any, trace: Trace) -> None:
-    """The columns as by hand, beside what the network wrote, and wrote with its memory wiped."""
+    """Draw the columns as by hand, beside what the network wrote, and wrote with its memory wiped."""
     columns = {"step": 0.0, "column by hand": 0.56, "digit": 0.65, "sure": 0.82, "memory wiped": 0.92}
     axis.set_axis_off()
     axis.set_xlim(0, 1)
@@ -99,7 +100,7 @@ def _draw_sums(axis: Any, trace: Trace) -> None:
 
 
 def _shown_carries(trace: Trace) -> np.ndarray:
-    """Carries from 0 to the largest that is true or likely."""
+    """Return the carries from 0 to the largest that is true or likely."""
     held_T = [held[0] for held in map(trace.held_carry, trace.steps) if held]
     largest = max(0, *held_T, *trace.carries_T)
     return np.arange(min(max(largest + 2, 6), MAX_CARRY + 1))
@@ -155,7 +156,7 @@ def _draw_memory(figure: Any, trace: Trace) -> None:
 
 
 def _heat(axis: Any, values: np.ndarray, colour: str, most: float = 1.0, power: float = 0.5) -> Any:
-    """Shares as colours; by default they grow with the square root, so that small ones show."""
+    """Draw shares as colours; by default they grow with the square root, so that small ones show."""
     from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 
     colours = LinearSegmentedColormap.from_list("share", ["white", colour])
@@ -165,7 +166,7 @@ def _heat(axis: Any, values: np.ndarray, colour: str, most: float = 1.0, power: 
 
 
 def _number(axis: Any, values: np.ndarray) -> None:
-    """Writes the percentages on a map of shares."""
+    """Write the percentages on a map of shares."""
     for (row, column), share in np.ndenumerate(values):
         if share >= 0.005:
             ink = "white" if share > 0.5 else _INK

@@ -3,7 +3,8 @@
 import re
 
 from ttm_jax.multiplication.config import Config
-from ttm_jax.multiplication.problems import MAX_DIGITS, Length, MultiplicationDataset, is_held_out
+from ttm_jax.multiplication.problems import MAX_DIGITS, Length, is_held_out
+from ttm_jax.multiplication.task import make_dataset
 
 EXAMPLE = "123*45"
 _RANGE = f"from 0 to {10**MAX_DIGITS - 1}"
@@ -17,7 +18,7 @@ class ProblemError(ValueError):
 
 
 def parse_problem(text: str) -> tuple[int, int]:
-    """The operands of "123*45", "123 x 45" or "123×45".
+    """Read the operands of "123*45", "123 x 45" or "123×45".
 
     Raises:
         ProblemError: saying what is wrong with the text and what would be right.
@@ -51,14 +52,12 @@ def _shorten(text: str) -> str:
 
 
 def was_trained(config: Config, a: int, b: int) -> str:
-    """Whether a run of this config can have seen the pair: "held out", "too long" or "possible".
+    """Say whether a run of this config can have seen the pair: "held out", "too long" or "possible".
 
-    "too long" is a pair of operands that no stage of the run reaches, longer or larger than any that it samples.
+    "too long" is a pair of operands that no stage of the run reaches: longer or larger than any that it samples.
     """
     data, curriculum = config.data, config.curriculum
-    dataset = MultiplicationDataset(
-        config.data.batch_size, config.model.seq_len, stages=data.stages, max_digits=data.max_digits
-    )
+    dataset = make_dataset(config, data.batch_size, curriculum.start_stage)
     last = max(curriculum.start_stage, curriculum.last_stage)
     stages = range(curriculum.start_stage, last + 1)
     length = Length(*sorted((len(str(a)), len(str(b))), reverse=True))

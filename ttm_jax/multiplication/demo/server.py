@@ -21,7 +21,7 @@ HOST = "127.0.0.1"
 
 
 def make_app(multiplier: Multiplier) -> Starlette:
-    """The page at /, and /multiply?problem=123*45, which gives a trace or an error of one line as JSON."""
+    """Make the app: the page at /, and /multiply?problem=123*45, which gives a trace or a one-line error as JSON."""
 
     def page(request: Request) -> Response:
         return HTMLResponse(page_html(multiplier.config.model.memory_size))
@@ -38,7 +38,7 @@ def make_app(multiplier: Multiplier) -> Starlette:
 
 
 def bind(port: int) -> socket.socket:
-    """A socket that listens on this machine alone; on a free port where 0.
+    """Open a socket that listens on this machine alone; on a free port where 0.
 
     Raises:
         OSError: if the port is taken or not allowed.
@@ -47,7 +47,7 @@ def bind(port: int) -> socket.socket:
 
 
 def serve(multiplier: Multiplier, listener: socket.socket, problem: tuple[int, int] | None = None) -> None:
-    """Prints the address and serves until Ctrl-C."""
+    """Print the address and serve until Ctrl-C."""
     query = "?" + urlencode({"problem": "{}*{}".format(*problem)}) if problem else ""
     print(f"http://{HOST}:{listener.getsockname()[1]}/{query} - Ctrl-C ends it", flush=True)
     server = uvicorn.Server(uvicorn.Config(make_app(multiplier), lifespan="off", log_level="warning"))

@@ -21,7 +21,7 @@ _READ, _NEW = (0, 90, 181), (220, 90, 0)  # blue and orange: told apart by all e
 
 
 def answer_line(trace: Trace) -> Text:
-    """ "123 × 45 = 5535  right", what training saw of it, the time it took."""
+    """Write "123 × 45 = 5535  ✓ right", what training saw of it, and the time it took."""
     answer = "no number" if trace.answer is None else str(trace.answer)
     verdict = ("✓ right", "bold green") if trace.correct else (f"✗ wrong, it is {trace.product}", "bold red")
     return Text.assemble(
@@ -33,12 +33,12 @@ def answer_line(trace: Trace) -> Text:
 
 
 def render(trace: Trace) -> Group:
-    """All that is shown of a product below its answer: tables with a line for each step."""
+    """Make all that is shown of a product below its answer: tables with a line for each step."""
     return Group(*_digits(trace), *_sums(trace), *_where_it_looked(trace), *_memory(trace))
 
 
 def column_text(trace: Trace, step: int) -> str:
-    """A column by hand: "2·5+3·4+1 = 23", the last term being the carry; nothing past the last column."""
+    """Write a column by hand: "2·5+3·4+1 = 23", the last term being the carry; nothing past the last column."""
     carry = trace.carry_in(step)
     terms = [f"{x}·{y}" for x, y in trace.terms(step)] + ([str(carry)] if carry else [])
     return f"{'+'.join(terms)} = {trace.column_sum(step)}" if terms else ""
@@ -76,7 +76,7 @@ def _held_carry(trace: Trace, step: int) -> Text:
 
 
 def _sums(trace: Trace) -> Iterable[RenderableType]:
-    """Where a step is several machine steps, each with its product."""
+    """Show the sums after each product, where a step is a machine step for each."""
     if trace.sums is None:
         return
     table = _table("")
@@ -134,7 +134,7 @@ def _memory(trace: Trace) -> Iterable[RenderableType]:
 
 
 def _table(*columns: str, padding: int = 1) -> Table:
-    """Columns without lines, numbers to the right."""
+    """Make a table without lines, its numbers to the right."""
     table = Table(box=None, padding=(0, padding, 0, 0), pad_edge=False)
     for index, name in enumerate(columns):
         table.add_column(name, justify="right" if index else "left", no_wrap=True)
@@ -142,14 +142,14 @@ def _table(*columns: str, padding: int = 1) -> Table:
 
 
 def _checked(token: int, target: int, style: str) -> Text:
-    """A digit, marked where it is wrong."""
+    """Write a digit, marked where it is wrong."""
     # After EOS the target is padding, which reads "end" as EOS does.
     right = symbol(token) == symbol(target)
     return Text(symbol(token), style) if right else Text(f"{symbol(token)} ✗", "red")
 
 
 def _percent(share: float) -> Text:
-    """A share in %, on blue that grows with its square root, so that small ones show."""
+    """Write a share in %, on blue that grows with its square root, so that small ones show."""
     if share < 0.005:
         return Text("·", "dim")
     strength = float(share) ** 0.5
@@ -158,7 +158,7 @@ def _percent(share: float) -> Text:
 
 
 def _grouped(values_TxM: np.ndarray, group: int) -> np.ndarray:
-    """The means of `group` neighbours."""
+    """Take the means of `group` neighbours."""
     starts = np.arange(0, values_TxM.shape[1], group)
     sizes = np.diff([*starts, values_TxM.shape[1]])
     return np.add.reduceat(values_TxM, starts, axis=1) / sizes

@@ -37,18 +37,17 @@ class Trace:
         trained: as `was_trained` says.
         tokens_T, probabilities_T: what the network wrote, least significant digit first, and how sure it was.
         targets_T: what would have been right.
-        wiped_T, wiped_probabilities_T: what the same network writes where its memory is wiped before every
-            machine step.
+        wiped_T, wiped_probabilities_T: what the network writes where its memory is wiped before every machine step.
         carry_probabilities_TxC: of the carry out of each place, by the carry head; None where there is none.
-        carries_T: the true ones.
-        sums: of each step the sums of its column that the network held after each of its products, by its heads; None
-            where it works out no sums.
+        carries_T: the true carries.
+        sums: of each step, the sums that the network's heads held after each product of its column. None where it
+            works out no sums.
         read_TxM, read_TxS: where the read looked: the mean weights of its R tokens, of all machine steps of a place, on
             memory and on input tokens.
         kept_TxM: of each memory token that a step wrote, the share that comes from memory; the rest is new, from
             that step's output and input. None under "erase_add", whose memory is no mean of tokens.
-        origin_TxW: of what a step read: the share that was in memory from the start (w = 0) or was written at step
-            w (counted from 1; W = T + 1); at its own too, where it is several machine steps. None where `kept_TxM` is.
+        origin_TxW: of what a step read, the share that was in memory from the start (w = 0) or was written at step w
+            (from 1; W = T + 1). Its own step too, where that is several machine steps. None where `kept_TxM` is.
     """
 
     a: int
@@ -75,7 +74,7 @@ class Trace:
 
     @property
     def answer(self) -> int | None:
-        """The number that the network wrote, None where it wrote none."""
+        """Return the number that the network wrote, None where it wrote none."""
         return tokens_to_answer(self.tokens_T.tolist())
 
     @property
@@ -88,33 +87,33 @@ class Trace:
 
     @cached_property
     def operand_tokens(self) -> list[str]:
-        """The input tokens that say something: the digits of `a`, the sign, the digits of `b`."""
+        """List the input tokens that say something: the digits of `a`, the sign, the digits of `b`."""
         return [*str(self.a), "×", *str(self.b)]
 
     @property
     def read_operands_TxN(self) -> np.ndarray:
-        """Where the read looked among `operand_tokens`."""
+        """Return where the read looked among `operand_tokens`."""
         return self.read_TxS[:, : len(self.operand_tokens)]
 
     @property
     def read_written_TxW(self) -> np.ndarray | None:
-        """`origin_TxW` without its last column where nothing was read of it, as where a step is one machine step."""
+        """Return `origin_TxW` without its last column where that is 0, as where a step is one machine step."""
         if self.origin_TxW is None or self.origin_TxW[:, -1].any():
             return self.origin_TxW
         return self.origin_TxW[:, :-1]
 
     @property
     def read_filler_T(self) -> np.ndarray:
-        """Where the read looked at what follows the operands: EOS and padding."""
+        """Return how much the read looked at what follows the operands: EOS and padding."""
         return self.read_TxS[:, len(self.operand_tokens) :].sum(axis=1)
 
     def terms(self, step: int) -> list[tuple[int, int]]:
-        """The products of digits in a column of schoolbook multiplication, the digits of `a` first."""
+        """List the products of digits in a column of schoolbook multiplication, the digits of `a` first."""
         digits_a, digits_b = ([int(digit) for digit in reversed(str(number))] for number in (self.a, self.b))
         return [(digits_a[i], digits_b[step - i]) for i in range(len(digits_a)) if 0 <= step - i < len(digits_b)]
 
     def column(self, step: int) -> list[int]:
-        """Which of `operand_tokens` those products are made of."""
+        """Say which of `operand_tokens` those products are made of."""
         sign, end = len(str(self.a)), len(self.operand_tokens)
         pairs = [(i, step - i) for i in range(sign) if 0 <= step - i < end - sign - 1]
         return sorted([sign - 1 - i for i, _ in pairs] + [end - 1 - j for _, j in pairs])
@@ -126,15 +125,15 @@ class Trace:
         return self.running_sums(step)[-1]
 
     def running_sums(self, step: int) -> list[int]:
-        """The carry into a column, and its sum after each of its products."""
+        """Return the carry into a column, and its sum after each of its products."""
         return list(accumulate((x * y for x, y in self.terms(step)), initial=self.carry_in(step)))
 
     def is_in_product(self, step: int) -> bool:
-        """Whether the product has a digit at this place."""
+        """Say whether the product has a digit at this place."""
         return step < len(str(self.product))
 
     def held_carry(self, step: int) -> tuple[int, float] | None:
-        """The carry that the network held for the next step, and its probability.
+        """Return the carry that the network held for the next step, and its probability.
 
         None without a carry head, and past the product, where there is nothing to carry.
         """
@@ -144,14 +143,14 @@ class Trace:
         return int(probabilities_C.argmax()), float(probabilities_C.max())
 
     def held_sums(self, step: int) -> list[tuple[int, bool]]:
-        """The sums that the network held after each product of a column, and whether each is right."""
+        """Return the sums that the network held after each product of a column, and whether each is right."""
         if self.sums is None:
             return []
         products = self.sums[step][: len(self.terms(step))]  # a column without any has a step too
         return [(held, held == true) for held, true in zip(products, self.running_sums(step)[1:], strict=True)]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it as plain values; a "digit" is "end" where the network ended the number."""
+        """Return all of it as plain values; a "digit" is "end" where the network ended the number."""
         return {
             "problem": f"{self.a} × {self.b}",
             "answer": self.answer,
@@ -189,12 +188,13 @@ class Trace:
 
 
 def trace(multiplier: Multiplier, a: int, b: int) -> Trace:
-    """Multiplies and looks at every step."""
+    """Multiply two numbers and look at every step."""
     inputs_1xS = encode_problems(np.array([a]), np.array([b]))
     start = time.perf_counter()
     tokens_1xS, probabilities_1xS = multiplier.predict(inputs_1xS)
     seconds = time.perf_counter() - start
 
+    # The places up to the first EOS, each with its machine steps.
     ended = tokens_1xS[0] == EOS_TOKEN
     T = int(ended.argmax()) + 1 if ended.any() else len(ended)
     inside = jax.device_get(look_inside(multiplier.model, multiplier.variables, inputs_1xS))
@@ -203,6 +203,7 @@ def trace(multiplier: Multiplier, a: int, b: int) -> Trace:
     places = steps_of_places(multiplier.config.model.schedule, len(str(a)), len(str(b)))[:T]
     read_UxX = inside.read.mean(axis=1)  # of all U machine steps
     read_TxX = np.stack([read_UxX[steps].mean(axis=0) for steps in places])
+    # How much each memory token kept, and at which place what was read had been written.
     kept = origin = None
     if inside.write is not None:
         kept_UxMxM = inside.write[:, :, :M]
@@ -230,12 +231,12 @@ def trace(multiplier: Multiplier, a: int, b: int) -> Trace:
 
 
 def symbol(token: int) -> str:
-    """A digit as such; "end" for EOS, and for padding, which says that the number has ended before; "×"."""
+    """Write a token: a digit as such, the sign as "×", EOS and the padding after it as "end"."""
     return str(token) if token in DIGIT_TOKENS else "end" if token >= EOS_TOKEN else "×"
 
 
 def _origins(read_UxM: np.ndarray, kept_UxMxM: np.ndarray) -> np.ndarray:
-    """What was read from memory, by the step that wrote it: [U, U + 1], column 0 for what was there at the start."""
+    """Split what was read from memory by the step that wrote it: [U, U + 1], column 0 for what was there at first."""
     U, M = read_UxM.shape
     origin_UxW = np.zeros((U, U + 1))
     made_MxW = np.zeros((M, U + 1))
@@ -248,17 +249,17 @@ def _origins(read_UxM: np.ndarray, kept_UxMxM: np.ndarray) -> np.ndarray:
 
 
 def _in_turn(kept_UxMxM: np.ndarray) -> np.ndarray:
-    """What of each memory token is left of each after several writes: [M, M]."""
+    """Chain several writes: the share of each old memory token in each new one, [M, M]."""
     return reduce(lambda made, kept: kept @ made, kept_UxMxM)
 
 
 def _by_place(origin_UxW: np.ndarray, places: Sequence[slice]) -> np.ndarray:
-    """What was read from memory at each place, by the place at which it was written: [T, T + 1]."""
+    """Split what was read from memory at each place by the place at which it was written: [T, T + 1]."""
     rows = np.stack([origin_UxW[steps].mean(axis=0) for steps in places])
     written = [rows[:, 1:][:, steps].sum(axis=1) for steps in places]
     return np.stack([rows[:, 0], *written], axis=1)
 
 
 def _round(values: Any) -> Any:
-    """Four decimals, as plain floats."""
+    """Round to four decimals, as plain floats."""
     return np.round(np.asarray(values, np.float64), 4).tolist()
