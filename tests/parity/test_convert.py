@@ -11,6 +11,7 @@ import pytest
 import ttm_jax
 import ttm_torch
 from parity.convert import convert_checkpoint, main
+from ttm_jax.tasks import make_objective
 from ttm_jax.training import checkpoint as jax_checkpoint
 from ttm_jax.training.config import config_to_dict
 from ttm_torch.multiplication.objective import create_model
@@ -36,7 +37,9 @@ def test_there_and_back_is_the_same_to_the_bit(checkpoint, tmp_path):
     path, config, params = checkpoint()
     assert convert_checkpoint(path, tmp_path / "torch") == path
     convert_checkpoint(tmp_path / "torch", tmp_path / "again")
-    jax.tree.map(np.testing.assert_array_equal, jax_checkpoint.load_params(tmp_path / "again", config), params)
+    jax.tree.map(
+        np.testing.assert_array_equal, jax_checkpoint.load_params(tmp_path / "again", make_objective(config)), params
+    )
     assert jax_checkpoint.load_meta(tmp_path / "again") == jax_checkpoint.load_meta(path)
     assert jax_checkpoint.load_meta(path)[1]["examples"] == 7
 
@@ -50,7 +53,7 @@ def test_float64_goes_too_and_is_loaded_where_jax_is_allowed_it(checkpoint, tmp_
     with pytest.raises(ttm_jax.CheckpointError, match="again: .* float64 need JAX_ENABLE_X64=1 in the environment$"):
         ttm_jax.load(tmp_path / "again")
     with jax.enable_x64(True):
-        again = jax_checkpoint.load_params(tmp_path / "again", config)
+        again = jax_checkpoint.load_params(tmp_path / "again", make_objective(config))
         jax.tree.map(np.testing.assert_array_equal, again, params)
         assert {leaf.dtype for leaf in jax.tree.leaves(again)} == {np.dtype("float64")}
 

@@ -8,6 +8,7 @@ import pytest
 
 from ttm_jax.measure import ablations
 from ttm_jax.measure.ablations import CONFIG, REFERENCE, ROWS, main
+from ttm_jax.tasks import load_config
 from ttm_jax.train import make_parser
 from ttm_jax.training.command import resolve
 from ttm_jax.training.config import config_to_toml

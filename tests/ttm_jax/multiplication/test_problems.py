@@ -21,7 +21,7 @@ from ttm_jax.multiplication.problems import (
     is_held_out,
     schoolbook_carries,
 )
-from ttm_jax.multiplication.vocab import answer_to_tokens, problem_to_tokens, tokens_to_answer
+from ttm_jax.multiplication.vocab import EOS_TOKEN, PAD_TOKEN, TIMES_TOKEN, number_to_tokens, tokens_to_answer
 
 PINNED_ROWS = [
     [0, 0, 0, 9, 10, 1, 11, 12, 12, 12, 12, 12],
@@ -33,6 +33,20 @@ PINNED_HELD_OUT = [(16, 7), (41, 41), (74, 74), (200, 61), (1888, 786), (81256, 
 PINNED_TRAINED = [(7, 7), (10, 2), (12, 3), (99, 99), (123, 45), (4711, 815)]
 # Numbers in [0, 1) for `augment_batch`: below 1/2 an augmentation is applied.
 YES, NO = 0.0, 0.9
+
+
+def padded(tokens, seq_len):
+    return tokens + [PAD_TOKEN] * (seq_len - len(tokens))
+
+
+def problem_to_tokens(a, b, seq_len):
+    """One problem, number by number: what `encode_problems` does of many."""
+    return padded([*number_to_tokens(a), TIMES_TOKEN, *number_to_tokens(b), EOS_TOKEN], seq_len)
+
+
+def answer_to_tokens(number, seq_len):
+    """One answer: what `encode_answers` does of many."""
+    return padded([*reversed(number_to_tokens(number)), EOS_TOKEN], seq_len)
 
 
 def dataset(**kwargs):
