@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from ttm_jax.multiplication.config import TrainConfig
-from ttm_jax.training.config import OptimizerConfig
+from ttm_jax.training.config import OptimizerConfig, TrainConfig
 from ttm_jax.training.step import Loss
 from ttm_jax.training.task import Batch, Curve, Evaluation, Predict, Record, Verdict
 
@@ -30,7 +29,9 @@ class Config:
 class Line:
     """Points x [B, 4] and what a line makes of them, y [B, 1]."""
 
-    curves: ClassVar[Sequence[Curve]] = (Curve("close, %", "eval", lambda record: {"all": record["close"]}, "answers"),)
+    curves: ClassVar[Sequence[Curve]] = (
+        Curve("close, %", "eval", lambda record: {"all": 100 * record["close"]}, "answers"),
+    )
 
     def __init__(self, config: Config):
         self.batch_size, self._seed = config.batch_size, config.train.seed

@@ -108,13 +108,18 @@ class CurriculumConfig:
 
 @dataclass(frozen=True)
 class TrainConfig(training.TrainConfig):
-    """The fields of the training loop, and the most held-out pairs of each length that an evaluation takes."""
+    """The loop; how many held-out pairs of each length it takes and shows, and when the last stage ends early."""
 
     eval_pairs: int = 512
+    num_examples: int = 4
+    patience_epochs: int | None = 20
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive(self, "eval_pairs")
+        require(self, "num_examples", self.num_examples >= 3, "be at least 3")
+        ok = self.patience_epochs is None or self.patience_epochs > 0
+        require(self, "patience_epochs", ok, "be positive")
 
 
 @dataclass(frozen=True)

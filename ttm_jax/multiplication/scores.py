@@ -116,5 +116,5 @@ def pick_examples(
         pairs, (predictions, _) = sets[-1 - i % len(sets)], answers[-1 - i % len(sets)]
         row = (first + i) % len(pairs)
         (a, b), answer = pairs[row].tolist(), tokens_to_answer(predictions[row])
-        examples.append(Example(f"{a} × {b}", "no number" if answer is None else str(answer), str(a * b)))
+        examples.append(Example(f"{a} × {b} =", "no number" if answer is None else str(answer), str(a * b)))
     return examples

@@ -14,12 +14,17 @@ from ttm_jax.multiplication.scores import pick_examples, score_answers
 from ttm_jax.multiplication.steps import training_arrays
 from ttm_jax.training.task import Batch, Curve, Evaluation, Predict, Record, Table, Verdict
 
+SHOWN = -2, 102  # per cent, in curves
 # The checklist's marks for held-out exact match, by operand lengths.
 MARKS = {"1x1": 0.95, "2x1": 0.90, "2x2": 0.85, "3x2": 0.80}
 
 
 def _match_of(record: Record) -> dict[str, float]:
     return {name: counts["correct"] / counts["total"] for name, counts in record["exact_match"].items()}
+
+
+def _percent(shares: Mapping[str, float]) -> dict[str, float]:
+    return {name: 100 * share for name, share in shares.items()}
 
 
 class MultiplicationTask:
@@ -31,8 +36,10 @@ class MultiplicationTask:
     """
 
     curves: ClassVar[Sequence[Curve]] = (
-        Curve("held-out exact match, %", "eval", _match_of, "digits"),
-        Curve("share of each operand length, %", "train", lambda record: record["mixture"], "digits"),
+        Curve("held-out exact match, %", "eval", lambda record: _percent(_match_of(record)), "digits", (-2, 102)),
+        Curve(
+            "share of each operand length, %", "train", lambda record: _percent(record["mixture"]), "digits", (-2, 102)
+        ),
     )
 
     def __init__(self, config: Config):

@@ -56,11 +56,10 @@ def make_training_parser(package: str, argv: Sequence[str] | None = None, run_na
     _add_choice_of_config(parser, run_name.format(name="NAME"))
     known = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     _add_choice_of_config(known, "")
-    named, _ = known.parse_known_args([] if argv is None else argv)
-    named.run_name = run_name
     try:
+        named, _ = known.parse_known_args([] if argv is None else argv, argparse.Namespace(run_name=run_name))
         name, config = named.config or DEFAULT_CONFIG, resolve(named)[0]
-    except ConfigError:  # said when the flags are resolved
+    except (argparse.ArgumentError, ConfigError):  # said when the flags are parsed and resolved
         name, config = DEFAULT_CONFIG, load_config(DEFAULT_CONFIG)
     keys = parser.add_argument_group("config", f"override a key of the config; its value in {name} is in brackets")
     values = flat_values(config)
@@ -112,6 +111,8 @@ def run_training(parser: Parser, args: argparse.Namespace, start: Start, kept_fl
         started = next(events)
     except (ConfigError, CheckpointError) as error:
         return fail(parser, error)
+    except OutOfMemory as error:
+        return fail(parser, error, 1)
     except OSError as error:
         return fail(parser, f"{error.filename}: {error.strerror}")
 

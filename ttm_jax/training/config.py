@@ -61,16 +61,11 @@ class TrainConfig:
     steps_per_epoch: int = 100
     eval_every_epochs: int = 10
     eval_batch_size: int = 512
-    num_examples: int = 4
-    patience_epochs: int | None = 20
 
     def __post_init__(self) -> None:
         require_positive(self, "max_epochs", "steps_per_epoch", "eval_every_epochs")
         require_positive(self, "eval_batch_size")
         require(self, "seed", 0 <= self.seed < 2**32, "be in 0..2^32 - 1")
-        require(self, "num_examples", self.num_examples >= 3, "be at least 3")
-        ok = self.patience_epochs is None or self.patience_epochs > 0
-        require(self, "patience_epochs", ok, "be positive")
 
 
 class RunConfig(Protocol):

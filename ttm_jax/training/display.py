@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ttm_jax.cli import clock
 from ttm_jax.training.loop import Evaluated, Event, FellBack, Said, Started, Stepped, Trained
-from ttm_jax.training.task import Record, Task
+from ttm_jax.training.task import Example, Record, Task
 
 
 class Display(Protocol):
@@ -52,7 +52,8 @@ class PlainDisplay:
                 found = self._task.describe_evaluation(record)
                 print(f"evaluation at step {record['step']}, {clock(record['seconds'])}: {found}", flush=True)
                 for problem, answer, truth in examples:
-                    print(f"    {problem} = {answer}  {'right' if answer == truth else f'wrong, {truth}'}", flush=True)
+                    verdict = "" if truth is None else "  right" if answer == truth else f"  wrong, {truth}"
+                    print(f"    {problem} {answer}{verdict}", flush=True)
 
     def _show_training(self, record: Record) -> None:
         now = time.perf_counter()
@@ -106,13 +107,7 @@ class LiveDisplay:
                 self._live.update(self._view())
             case Evaluated(record, examples):
                 self._history.append(record)
-                marks = {True: ("✓", "bold green"), False: ("✗", "bold red")}
-                lines = [
-                    Text.assemble(
-                        f"  {problem} = {answer} ", marks[answer == truth], "" if answer == truth else f" {truth}"
-                    )
-                    for problem, answer, truth in examples
-                ]
+                lines = [Text.assemble(f"  {e.problem} {e.answer} ", *_verdict(e)) for e in examples]
                 self._found = Group(self._table(), *lines)
                 self._live.update(self._view())
 
@@ -145,3 +140,9 @@ def _training_line(task: Task, record: Record, rate: float | None) -> str:
     if rate is not None:
         parts.append(f"{rate:,.0f} examples/s")
     return "  ".join([*parts, task.describe_training(record)])
+
+
+def _verdict(example: Example) -> list[tuple[str, str] | str]:
+    if example.truth is None:
+        return []
+    return [("✓", "bold green")] if example.answer == example.truth else [("✗", "bold red"), f" {example.truth}"]

@@ -8,7 +8,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, NamedTuple
 
@@ -107,9 +107,9 @@ class Progress:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], plans: list[StepPlan]) -> "Progress":
         """Take what was saved; a plan that this machine has not is replaced by its first."""
-        own = {key: values[key] for key in ("step", "seconds", "window", "early_stop")}
+        own = {field.name: values[field.name] for field in fields(cls) if field.name != "plan"}
         saved = StepPlan(**values.get("plan", {}))
-        return cls(plan=saved if saved in plans else plans[0], **own)
+        return cls(saved if saved in plans else plans[0], **own)
 
 
 def train(
@@ -278,8 +278,16 @@ class _Run(Generic[State]):
 
     def _begin(self, plan: StepPlan) -> None:
         self._task.load_dict(copy.deepcopy(self._fresh_task))
-        self._state = self._engine.start(plan)
+        self._state = self._made(lambda: self._engine.start(plan))
         self.progress = Progress(plan)
+
+    def _made(self, make: Callable[[], State]) -> State:
+        try:
+            return make()
+        except Exception as error:
+            if not self._engine.ran_out(error):
+                raise
+            raise OutOfMemory(f"out of memory: the state alone does not fit; {self._kept_checkpoint()}") from error
 
     def _restore(self, plan: StepPlan | None = None) -> None:
         """Go to the latest checkpoint, or to the start where there is none yet; with its own plan where None."""
@@ -295,7 +303,7 @@ class _Run(Generic[State]):
             self.progress = Progress.from_dict(saved, list(self._engine.plans))
             self.progress.plan = plan or self.progress.plan
             self._task.load_dict(saved["task"] if "task" in saved else saved["curriculum"])  # so until version 0.1
-            self._state = self._engine.load(checkpoint, self.progress.plan)
+            self._state = self._made(lambda: self._engine.load(checkpoint, self.progress.plan))
         self.folder.truncate(self.progress.step)
 
     def _fall_back(self) -> FellBack:
@@ -311,7 +319,7 @@ class _Run(Generic[State]):
                 f"{where} with {self._engine.describe_plan(plans[tried])}: nothing is left to fall back to; "
                 f"{self._kept_checkpoint()}"
             )
-        self._pending = None
+        self._pending, self._notes = None, []
         del self._state  # before another takes its room
         self._restore(plans[tried + 1])
         plan, seconds = self.progress.plan, time.perf_counter() - self._started

@@ -93,14 +93,14 @@ class RunFolder:
 def _draw(axis: Any, curve: Curve, records: list[dict[str, Any]]) -> None:
     import matplotlib
 
-    shares = [(record["step"], curve.shares(record)) for record in records]
-    names = list(dict.fromkeys(name for _, found in shares for name in found))
+    values = [(record["step"], curve.values(record)) for record in records]
+    names = list(dict.fromkeys(name for _, found in values for name in found))
     if len(names) > 10:  # of the colours that lines have otherwise
         axis.set_prop_cycle(color=[matplotlib.colormaps["tab20"](i) for i in range(20)])
     for name in names:
-        points = [(step, 100 * found[name]) for step, found in shares if name in found]
+        points = [(step, found[name]) for step, found in values if name in found]
         axis.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 50 else None)
-    axis.set(title=curve.title, ylim=(-2, 102))
+    axis.set(title=curve.title, ylim=curve.limits)
     if names:
         axis.legend(title=curve.legend, fontsize="small")
 

@@ -10,6 +10,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh, PartitionSpec
 
+from ttm_jax.machine.layers import at_least_float32
 from ttm_jax.training.config import OptimizerConfig
 from ttm_jax.training.mesh import DATA_AXIS, MODEL_AXIS, add_over_devices, divide_by_data, shardings_of
 from ttm_jax.training.optimizer import learning_rate_schedule, make_optimizer
@@ -155,7 +156,7 @@ def train_step(
     key = jax.random.fold_in(state.key, state.step)
     sums, metrics, carry = _sums(objective, state, batch, key, micro_batches, mesh)
     count = sums.count if state.scale is None else sums.count * state.scale.value
-    grads = jax.tree.map(lambda g, x: (g / count.astype(g.dtype)).astype(x.dtype), sums.grads, state.params)
+    grads = jax.tree.map(lambda g, x: (at_least_float32(g) / count).astype(x.dtype), sums.grads, state.params)
     grad_norm = optax.tree.norm(grads)
     updates, opt_state = make_optimizer(state.optimizer, objective.muon).update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -176,7 +177,7 @@ def train_step(
         before = {name: getattr(state, name) for name in changed}
         changed = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, before)
         changed["scale"] = state.scale.update(finite)
-        metrics["skipped"] = ~finite
+        metrics["skipped"] = ~finite & (state.scale.value > 1.0)  # at its floor the loss itself is at fault
     return state.replace(step=state.step + 1, **changed), metrics
 
 

@@ -26,11 +26,11 @@ class Batch(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A question of an evaluation, what the network said, and what would have been right."""
+    """A question of an evaluation, what the network said, and what would have been right, where anything would."""
 
     problem: str
     answer: str
-    truth: str
+    truth: str | None = None
 
 
 class Evaluation(NamedTuple):
@@ -70,19 +70,21 @@ class Table(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """A panel of curves.png: lines over the steps, each with a share from 0 to 1.
+    """A panel of curves.png: lines over the steps.
 
     Attributes:
         title: of the panel.
         kind: of the records that it is drawn from, "train" or "eval".
-        shares: of a record, by the name of the line.
+        values: of a record, by the name of the line.
         legend: what the names are.
+        limits: of the values that are shown; where they are where None.
     """
 
     title: str
     kind: str
-    shares: Callable[[Record], Mapping[str, float]]
+    values: Callable[[Record], Mapping[str, float]]
     legend: str
+    limits: tuple[float, float] | None = None
 
 
 class Task(Protocol):

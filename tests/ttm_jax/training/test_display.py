@@ -31,7 +31,7 @@ EVAL = {
         "4x4": {"correct": 0, "total": 100},
     },
 }
-EXAMPLES = [Example("3 × 4", "12", "12"), Example("12 × 7", "85", "84"), Example("99 × 9", "no number", "891")]
+EXAMPLES = [Example("3 × 4 =", "12", "12"), Example("12 × 7 =", "85", "84"), Example("99 × 9 =", "no number", "891")]
 
 
 def tell(display):
@@ -55,6 +55,15 @@ def test_plain_lines(capsys):
         "evaluation at step 100, 1:02:05: 1x1 96.0 % of 100 (mark met), 2x1 90.0 % of 100, 4x4 0.0 % of 100"
     )
     assert examples == ["    3 × 4 = 12  right", "    12 × 7 = 85  wrong, 84", "    99 × 9 = no number  wrong, 891"]
+
+
+def test_an_example_that_is_neither_right_nor_wrong(capsys, screen):
+    for display in (PlainDisplay(TASK, 200), live(screen)):
+        with display:
+            display.show(Evaluated(EVAL, [Example("once upon", "a time")]))
+    for text in (capsys.readouterr().out, screen.getvalue()):
+        (line,) = {line.strip() for line in text.splitlines() if "once upon a time" in line}
+        assert line == "once upon a time"
 
 
 def test_plain_lines_are_few(capsys):

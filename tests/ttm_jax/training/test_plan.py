@@ -75,6 +75,20 @@ def test_bfloat16_gradients_are_added_up_in_float32(tiny_config, batch):
     assert "f32[13,16]" in str(jaxpr)  # the sum of the gradients of the token embedding
 
 
+def test_gradients_are_divided_in_float32(tiny_config, batch):
+    """In bfloat16 the count of target tokens would be another number."""
+    changes = {"model.dropout_rate": "0.0", "optimizer.name": "adamw", "optimizer.max_grad_norm": "none"}
+    config = override(tiny_config, changes)
+    copies = {name: np.concatenate([array] * 33) for name, array in batch.items()}  # more tokens than bfloat16 counts
+    state = create_state(config)
+    whole, norm = (float(train_step(create_state(config), arrays)[1]["grad_norm"]) for arrays in (batch, copies))
+    assert norm == pytest.approx(whole, rel=1e-5)
+    params = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state.params)
+    narrow = state.replace(params=params)
+    low = float(train_step(narrow, copies)[1]["grad_norm"])
+    assert low == pytest.approx(whole, rel=0.05)
+
+
 def test_each_micro_batch_has_a_dropout_key_of_its_own(tiny_config, batch):
     """As documented: the i-th is `fold_in(key of the step, i)`."""
     state = create_state(tiny_config)
@@ -253,6 +267,19 @@ def test_an_evaluation_asks_for_fewer_rows_at_a_time(tiny_config, tiny_run, monk
 
 
 class TestTheEnd:
+    @pytest.mark.parametrize("name", ["start", "load"])
+    def test_one_line_where_the_state_alone_does_not_fit(
+        self, name, tiny_config, config_file, monkeypatch, tmp_path, train, call_command
+    ):
+        if name == "load":
+            train(tiny_config, tmp_path, stop_at=3)
+        monkeypatch.setattr(JaxEngine, name, lambda *arguments: run_out_of_memory())
+        resume = ["--resume"] if name == "load" else []
+        code, _, err = call_command(main, "--config", config_file, "--workdir", tmp_path, *resume)
+        assert code == 1
+        assert "out of memory: the state alone does not fit" in err
+        assert err.count("\n") == 1
+
     def test_one_line_where_nothing_is_left(self, config_file, memory, tmp_path, call_command):
         memory(lambda plan: False, first=12)
         run = tmp_path / "run"

@@ -184,7 +184,7 @@ class TestOneRun:
             assert len(examples) >= 3
             assert len({problem for problem, _, _ in examples}) == len(examples)
             for problem, answer, truth in examples:
-                a, b = map(int, problem.split(" × "))
+                a, b = map(int, problem.removesuffix(" =").split(" × "))
                 assert int(truth) == a * b
                 assert answer == "no number" or int(answer) >= 0
                 assert record["stage"] == 1 or ttm_jax.is_held_out(a, b) is False
@@ -416,6 +416,7 @@ class TestCommand:
             (["--model.memory-size", "0"], "--model.memory-size 0: model.memory_size must be positive, got 0"),
             (["--model.num-heads", "5"], "--model.num-heads 5: model.num_heads must divide model.width"),
             (["--model.num-heads"], "argument --model.num-heads: expected one argument"),
+            (["--config"], "argument --config: expected one argument"),
             (["--workdir", "{tmp}/x", "--model.dtype", "float64"], "model.dtype and model.param_dtype float64 need"),
             (["--config", "missing.toml"], "config missing.toml: cannot be read: No such file or directory"),
             (["--config", "no-such-name"], "config no-such-name: no such file, and none of the shipped ones: "),
