@@ -17,10 +17,8 @@ from ttm_jax.train import main, start
 from ttm_jax.training.checkpoint import load_state
 from ttm_jax.training.checkpoint_files import BEST, LATEST, find_checkpoint
 from ttm_jax.training.config import ConfigError, config_to_toml, override
-from ttm_jax.training.jax_engine import JaxEngine
 from ttm_jax.training.loop import Ended
 from ttm_jax.training.mesh import place
-from ttm_jax.training.plan import StepPlan
 from ttm_jax.training.step import train_step
 
 pytestmark = pytest.mark.usefixtures("signal_handlers")
@@ -155,49 +153,6 @@ def test_nothing_moves_between_devices_that_was_not_asked_to(tiny_config, tmp_pa
     display.show(next(events))
     with jax.transfer_guard("disallow"):
         assert [event.how for event in events if isinstance(event, Ended)] == ["finished"]
-
-
-@pytest.fixture
-def memory(monkeypatch):
-    """`memory(fits)`: only steps whose plan `fits` accepts have memory."""
-
-    def limit(fits):
-        def step(engine, state, arrays, plan):
-            if not fits(plan):
-                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: injected")
-            return take_step(engine, state, arrays, plan)
-
-        monkeypatch.setattr(JaxEngine, "step", step)
-
-    take_step = JaxEngine.step
-    return limit
-
-
-def test_less_memory_on_each_device(tiny_config, tmp_path, display, memory, train_on):
-    """Shares of a batch are halved where memory runs out, as far as they go, and it is said so."""
-    memory(lambda plan: plan.remat is not None)
-    train_on(2, display, tiny_config, tmp_path, stop_at=2)
-    where = "out of memory at step 0: going on from step 0 with"
-    assert display.messages == [
-        f"{where} 2 micro-batches of 2 on each of 2 devices",
-        f"{where} 4 micro-batches of 1 on each of 2 devices",
-        f'{where} 4 micro-batches of 1 on each of 2 devices, rematerialisation "deep_dots"',
-    ]
-
-
-def test_a_run_that_fell_back_goes_on_with_another_number(tiny_config, tmp_path, run_display, train_on, memory):
-    """With the same plan where the other number has it, else with its first."""
-    config = override(tiny_config, {"data.batch_size": "32", "train.max_epochs": "1"})
-    first, again, last = run_display(), run_display(), run_display()
-    memory(lambda plan: plan.micro_batches == 16)
-    assert train_on(1, first, config, tmp_path, stop_at=2) == "interrupted"
-    assert train_on(2, again, config, tmp_path, resume=True, stop_at=3) == "interrupted"
-    assert again.messages == ["memory ran out before: going on with 16 micro-batches of 1 on each of 2 devices"]
-    memory(lambda plan: plan == StepPlan(32))
-    assert train_on(1, last, config, tmp_path, resume=True, stop_at=4) == "interrupted"
-    memory(lambda plan: plan == StepPlan(2))
-    assert train_on(2, last, config, tmp_path, resume=True) == "finished"
-    assert last.messages[-1].endswith("going on from step 3 with 32 micro-batches of 1")
 
 
 def run_command(environment, config_file, workdir, *flags):

@@ -17,7 +17,8 @@ from tests.toy import Config, Line, LineObjective
 from ttm_jax.training.checkpoint import load_state
 from ttm_jax.training.checkpoint_files import BEST, LATEST, find_checkpoint, saved_steps
 from ttm_jax.training.jax_engine import JaxEngine
-from ttm_jax.training.loop import Ended, Evaluated, FellBack, Started, Stepped, Trained, train
+from ttm_jax.training.loop import Ended, Evaluated, FellBack, Said, Started, Stepped, Trained, train
+from ttm_jax.training.plan import OutOfMemory
 from ttm_jax.training.precision import LossScale
 from ttm_jax.training.run_folder import RunFolder
 from ttm_jax.training.step import make_state, train_step
@@ -94,26 +95,67 @@ def test_what_is_carried_survives_a_kill(tmp_path):
     np.testing.assert_allclose(end_of(tmp_path)[".carry"], sums(30), rtol=1e-5, atol=1e-5)
 
 
-def test_two_devices_and_micro_batches_are_one_device(tmp_path, monkeypatch):
+def test_two_devices_are_one_device(tmp_path):
     run(tmp_path / "one", num_devices=1)
     run(tmp_path / "two", num_devices=2)
     one, two = end_of(tmp_path / "one"), end_of(tmp_path / "two")
     for name, expected in one.items():
         np.testing.assert_allclose(two[name], expected, rtol=1e-5, atol=1e-6)
 
-    def step(engine, state, arrays, plan):
-        if plan.micro_batches < 4:
-            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: injected")
-        return take_step(engine, state, arrays, plan)
+
+@pytest.fixture
+def memory(monkeypatch):
+    """`memory(fits)`: only steps whose plan `fits` accepts have memory."""
+
+    def limit(fits):
+        def step(engine, state, arrays, plan):
+            if not fits(plan):
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: injected")
+            return take_step(engine, state, arrays, plan)
+
+        monkeypatch.setattr(JaxEngine, "step", step)
 
     take_step = JaxEngine.step
-    monkeypatch.setattr(JaxEngine, "step", step)
-    events = run(tmp_path / "small", num_devices=1)
-    said = [event.text for event in events if isinstance(event, FellBack)]
+    return limit
+
+
+def messages(events):
+    return [event.text for event in events if isinstance(event, FellBack | Said)]
+
+
+def test_it_falls_back_where_memory_runs_out(tmp_path, memory):
+    run(tmp_path / "whole", num_devices=1)
+    memory(lambda plan: plan.micro_batches >= 4)
+    events = run(tmp_path / "parts", num_devices=1)
     where = "out of memory at step 0: going on from step 0 with"
-    assert said == [f"{where} 2 micro-batches of 8", f"{where} 4 micro-batches of 4"]
-    for name, value in end_of(tmp_path / "small").items():
-        np.testing.assert_allclose(value, one[name], rtol=1e-5, atol=1e-6)
+    assert messages(events) == [f"{where} 2 micro-batches of 8", f"{where} 4 micro-batches of 4"]
+    whole = end_of(tmp_path / "whole")
+    for name, value in end_of(tmp_path / "parts").items():
+        np.testing.assert_allclose(value, whole[name], rtol=1e-5, atol=1e-6)
+
+
+def test_shares_are_halved_and_it_ends_where_nothing_is_left(tmp_path, memory):
+    memory(lambda plan: False)
+    found = []
+    events = train(CONFIG, Line(CONFIG), make_engine(num_devices=2), tmp_path)
+    with pytest.raises(OutOfMemory, match=r"step 0 with 8 micro-batches of 1 on each of 2 devices: nothing is left to"):
+        found.extend(events)
+    where = "out of memory at step 0: going on from step 0 with"
+    assert messages(found) == [f"{where} {n} micro-batches of {8 // n} on each of 2 devices" for n in (2, 4, 8)]
+
+
+def test_a_run_that_fell_back_goes_on_with_another_number(tmp_path, memory):
+    """With the same plan where the other number has it, else with its first."""
+    memory(lambda plan: plan.micro_batches == 8)
+    run(tmp_path, stop_at=2, num_devices=1)
+    again = run(tmp_path, resume=True, stop_at=3, num_devices=2)
+    assert messages(again) == ["memory ran out before: going on with 8 micro-batches of 1 on each of 2 devices"]
+    memory(lambda plan: plan.micro_batches == 16)
+    run(tmp_path, resume=True, stop_at=4, num_devices=1)
+    memory(lambda plan: plan.micro_batches == 1)
+    last = run(tmp_path, resume=True, num_devices=2)
+    assert messages(last) == []
+    assert last[-1].how == "finished"
 
 
 def test_only_the_first_process_writes(tmp_path, monkeypatch):
@@ -155,6 +197,16 @@ class TestLossScale:
         assert after.step == 1
         assert after.scale.value < 3e38
         jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state, after.carry), expected)
+
+    def test_gradients_in_float16_are_divided_in_float32(self):
+        """The count of the items times the scale is no number in float16."""
+        norms = []
+        for dtype, scale in ((jnp.float32, None), (jnp.float16, LossScale.create(2.0**13))):
+            state = make_state(LineObjective(), CONFIG.optimizer, jax.random.key(0), CONFIG.batch_size, scale)
+            x, kernel = Line(CONFIG).batch(0).arrays["x"], jnp.array(state.params["kernel"], dtype)
+            _, metrics = train_step(state.replace(params={"kernel": kernel}), {"x": x, "y": x @ kernel + 0.05})
+            norms.append(float(metrics["grad_norm"]))
+        assert norms[1] == pytest.approx(norms[0], rel=0.01)
 
     def test_at_its_floor_the_loss_itself_is_at_fault(self):
         state = make_state(
