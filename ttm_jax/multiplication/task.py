@@ -36,10 +36,8 @@ class MultiplicationTask:
     """
 
     curves: ClassVar[Sequence[Curve]] = (
-        Curve("held-out exact match, %", "eval", lambda record: _percent(_match_of(record)), "digits", (-2, 102)),
-        Curve(
-            "share of each operand length, %", "train", lambda record: _percent(record["mixture"]), "digits", (-2, 102)
-        ),
+        Curve("held-out exact match, %", "eval", lambda record: _percent(_match_of(record)), "digits", SHOWN),
+        Curve("share of each operand length, %", "train", lambda record: _percent(record["mixture"]), "digits", SHOWN),
     )
 
     def __init__(self, config: Config):

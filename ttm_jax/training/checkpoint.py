@@ -121,7 +121,7 @@ def load_state(path: Path, like: TrainState, shardings: TrainState | None = None
         if name not in stored
     }
     wanted = {name: value for name, value in wanted.items() if name not in older}
-    restored = _restore(path, "training", wanted)
+    restored = _restore(path, "training", wanted, stored)
     if "key" in restored:
         restored["key"] = jax.random.wrap_key_data(restored["key"], impl=jax.random.key_impl(like.key))
     return like.replace(params=_restore(path, "params", shapes.params), **restored, **older)
@@ -165,9 +165,9 @@ def _stored(path: Path, item: str) -> Any:
         raise CheckpointError(f"checkpoint {path}: {item}/ is damaged") from error
 
 
-def _restore(path: Path, item: str, wanted: Any) -> Any:
+def _restore(path: Path, item: str, wanted: Any, stored: Any = None) -> Any:
     # What can be checked is checked first: about a truncated file or another shape orbax prints pages.
-    _check_shapes(path, item, _stored(path, item), wanted)
+    _check_shapes(path, item, _stored(path, item) if stored is None else stored, wanted)
     try:
         with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             return checkpointer.restore(path / item, args=ocp.args.StandardRestore(wanted))
