@@ -22,7 +22,7 @@ REACHED = {
     "five_digits": {"3x3": 0.99, "4x4": 0.97, "5x5": 0.94},
 }
 PAIRS = 256
-SCORED = ("1x4", "3x3", "5x5")  # of which all pairs are answered again
+SCORED = ("1x4", "3x3")  # of which all pairs are answered again; with -m slow all pairs of the longest as well
 
 
 @cache
@@ -57,7 +57,7 @@ def results(multiplier, name):
     return json.loads((ROOT / "results" / multiplier.path.name / name).read_text())
 
 
-@pytest.mark.parametrize("length", SCORED)
+@pytest.mark.parametrize("length", [*SCORED, pytest.param("5x5", marks=pytest.mark.slow)])
 def test_the_results_are_its_own(length, multiplier):
     """Answers and digits right of all pairs, but for three that rounding elsewhere may change; and above the mark."""
     found = results(multiplier, "evaluation.json")

@@ -192,7 +192,7 @@ def test_both_frameworks_compute_the_same(kind, dtype, tiny_machine, tmp_path):
     assert kind == "forward" or np.abs(last - first).max() > 1e-5  # it learns, or remembers
 
 
-@pytest.mark.parametrize("kind", ["forward", "train"])
+@pytest.mark.parametrize("kind", ["forward", pytest.param("train", marks=pytest.mark.slow)])
 def test_all_forms_of_the_machine_are_the_same(tiny_machine, tmp_path, kind):
     case = Case("tiny", 3, "float32", kind)
     write_weights(case, tmp_path)

@@ -99,6 +99,7 @@ def test_what_a_step_could_reach():
     assert training.limits({**row, "profile": {"rows": []}}) == [None, None]
 
 
+@pytest.mark.slow  # compiles and profiles two steps, one of them divided
 def test_a_divided_step_beside_that_on_one_device(tiny_config):
     section = measure(override(tiny_config, {"data.batch_size": "16"}))
     (row,) = section["rows"]

@@ -112,6 +112,7 @@ class TestPlace:
             place(size, num_devices=number)
 
 
+@pytest.mark.slow  # test_toy.py has the same of a smaller task
 def test_a_run_on_two_devices_is_that_on_one(exact_config, tmp_path, run_display, train_on):
     """With evaluations and checkpoints; and begun on two, it goes on with one."""
     ends, exact_config = {}, override(exact_config, {"train.max_epochs": "4"})

@@ -45,6 +45,7 @@ def test_a_step_is_compiled_once_over_changing_data(tiny_config, events):
     assert events == []
 
 
+@pytest.mark.slow  # test_toy.py has the same of a smaller task
 def test_a_divided_step_is_compiled_once_a_stage(tiny_config, events, tmp_path, display):
     """With several devices and several micro-batches on each, and not again for a run that goes on."""
     config = override(tiny_config, {"model.mlp_dim": "22", "data.batch_size": "32"})

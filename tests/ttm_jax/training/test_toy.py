@@ -103,15 +103,20 @@ def test_two_devices_are_one_device(tmp_path):
         np.testing.assert_allclose(two[name], expected, rtol=1e-5, atol=1e-6)
 
 
+def run_out_of_memory():
+    """The device's own error: no address space holds a petabyte."""
+    jax.block_until_ready(jax.jit(lambda: jnp.ones(2**48))())
+
+
 @pytest.fixture
 def memory(monkeypatch):
-    """`memory(fits)`: only steps whose plan `fits` accepts have memory."""
+    """`memory(fits, first=0)`: from step `first` on, only steps that `fits` accepts have memory; the state is lost."""
 
-    def limit(fits):
+    def limit(fits, first=0):
         def step(engine, state, arrays, plan):
-            if not fits(plan):
-                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: injected")
-            return take_step(engine, state, arrays, plan)
+            too_large = int(state.step) >= first and not fits(plan)
+            after = take_step(engine, state, arrays, plan)  # which donates the state
+            return run_out_of_memory() if too_large else after
 
         monkeypatch.setattr(JaxEngine, "step", step)
 
@@ -123,15 +128,87 @@ def messages(events):
     return [event.text for event in events if isinstance(event, FellBack | Said)]
 
 
-def test_it_falls_back_where_memory_runs_out(tmp_path, memory):
-    run(tmp_path / "whole", num_devices=1)
-    memory(lambda plan: plan.micro_batches >= 4)
-    events = run(tmp_path / "parts", num_devices=1)
-    where = "out of memory at step 0: going on from step 0 with"
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that always had memory."""
+    path = tmp_path_factory.mktemp("whole")
+    run(path, num_devices=1)
+    return path
+
+
+def numbers(workdir):
+    """What was recorded of steps and evaluations, but for what the clock says."""
+    records = [record for record in RunFolder(workdir).records() if record["kind"] != "fallback"]
+    return [{name: x for name, x in r.items() if name not in ("kind", "seconds")} for r in records]
+
+
+def assert_same_end(workdir, expected):
+    states = end_of(workdir), end_of(expected)
+    for name, value in states[0].items():
+        np.testing.assert_allclose(value, states[1][name], rtol=1e-5, atol=1e-6)
+    for record, other in zip(*map(numbers, (workdir, expected)), strict=True):
+        assert record == pytest.approx(other, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("first", "said"),
+    [
+        (0, "step 0: going on from step 0"),
+        (3, "step 3: going on from step 0"),  # there is no checkpoint yet
+        (13, "step 13: going on from step 10"),
+        (20, "step 20: going on from step 20"),
+    ],
+)
+def test_it_falls_back_where_memory_runs_out(first, said, tmp_path, memory, whole):
+    """To the latest checkpoint, and with the same batches to the same end."""
+    memory(lambda plan: plan.micro_batches >= 4, first)
+    events = run(tmp_path, num_devices=1)
+    where = f"out of memory at {said} with"
     assert messages(events) == [f"{where} 2 micro-batches of 8", f"{where} 4 micro-batches of 4"]
-    whole = end_of(tmp_path / "whole")
-    for name, value in end_of(tmp_path / "parts").items():
-        np.testing.assert_allclose(value, whole[name], rtol=1e-5, atol=1e-6)
+    assert_same_end(tmp_path, whole)
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        (12, "step 13: going on from step 10"),
+        (13, "step 14: going on from step 10"),  # the next step has been dispatched by then
+        (19, "step 20: going on from step 10"),  # at the end of an epoch
+    ],
+)
+def test_it_falls_back_where_a_step_is_read(bad, said, tmp_path, monkeypatch, whole):
+    """Then the next step has the state already."""
+    take_step, read = JaxEngine.step, JaxEngine.read
+
+    def step(engine, state, arrays, plan):
+        number = int(state.step)
+        state, metrics = take_step(engine, state, arrays, plan)
+        return state, {**metrics, "lost": plan.micro_batches == 1 and number == bad}
+
+    def read_unless_lost(engine, metrics):
+        return run_out_of_memory() if metrics["lost"] else read(engine, metrics)
+
+    monkeypatch.setattr(JaxEngine, "step", step)
+    monkeypatch.setattr(JaxEngine, "read", read_unless_lost)
+    events = run(tmp_path, num_devices=1)
+    assert messages(events) == [f"out of memory at {said} with 2 micro-batches of 8"]
+    assert_same_end(tmp_path, whole)
+
+
+def test_a_divided_step_is_compiled_once(tmp_path):
+    """And not again for a run that goes on."""
+    compiled = []
+
+    def listen(event, duration, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(fun_name)
+
+    train_step.clear_cache()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    run(tmp_path, stop_at=7, num_devices=2)
+    run(tmp_path, resume=True, num_devices=2)
+    jax.monitoring.unregister_event_duration_listener(listen)
+    assert compiled.count("jit(train_step)") == 1
 
 
 def test_shares_are_halved_and_it_ends_where_nothing_is_left(tmp_path, memory):
