@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ttm_jax.measure import pages
-from ttm_jax.multiplication.metrics import wilson_interval
+from ttm_jax.statistics import wilson_interval
 
 ROOT = Path(__file__).parent.parent
 LARGER, DEFAULT, PERFORMANCE = "results/larger_operands.md", "results/default/README.md", "docs/performance.md"

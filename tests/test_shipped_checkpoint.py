@@ -10,7 +10,7 @@ import pytest
 import ttm_jax
 from ttm_jax.multiplication.demo.command import main as demo
 from ttm_jax.multiplication.diagnose import parse_length
-from ttm_jax.multiplication.metrics import wilson_interval
+from ttm_jax.statistics import wilson_interval
 from ttm_jax.multiplication.scores import answer_pairs, score_answers
 from ttm_jax.multiplication.task import MARKS
 

@@ -70,7 +70,6 @@ from .multiplication.metrics import (
     exact_match as exact_match,
     position_accuracy as position_accuracy,
     sequence_accuracy as sequence_accuracy,
-    wilson_interval as wilson_interval,
 )
 from .multiplication.model import (
     DirectTransformer as DirectTransformer,
@@ -107,6 +106,7 @@ from .multiplication.vocab import (
     number_to_tokens as number_to_tokens,
     tokens_to_string as tokens_to_string,
 )
+from .statistics import wilson_interval as wilson_interval
 from .tasks import load_config as load_config
 from .training.checkpoint_files import CheckpointError as CheckpointError
 from .training.config import (

@@ -15,7 +15,7 @@ from ttm_jax.training.checkpoint_files import CheckpointError
 from ttm_jax.training.config import DEFAULT_TASK, ConfigError
 from ttm_jax.training.task import Task
 
-TASKS = ("multiplication",)
+TASKS = ("multiplication", "text")
 
 
 def make_task(config: Any) -> Task:

@@ -15,7 +15,7 @@ from ttm_jax.multiplication.config import (
     ModelConfig as ModelConfig,
     TrainConfig as TrainConfig,
 )
-from ttm_jax.multiplication.metrics import wilson_interval as wilson_interval
+from ttm_jax.statistics import wilson_interval as wilson_interval
 from ttm_jax.multiplication.problems import (
     MultiplicationDataset as MultiplicationDataset,
     augment_batch as augment_batch,

@@ -21,7 +21,7 @@ LAYER_NORM_EPS = 1e-6
 _xavier = nn.initializers.xavier_uniform()
 
 
-def apply(module: nn.Module, params: Any, *inputs: jax.Array, method: str | None = None) -> Any:
+def apply(module: nn.Module, params: Any, *inputs: Any, method: str | None = None) -> Any:
     """Apply a module as a pure function of its parameters and inputs."""
     return module.apply({"params": params}, *inputs, method=method)
 

@@ -23,8 +23,8 @@ from ttm_jax.measure.report import (
     write_changed,
 )
 from ttm_jax.multiplication.diagnose import CAUSES
-from ttm_jax.multiplication.metrics import wilson_interval
 from ttm_jax.multiplication.problems import MAX_DIGITS, place_name, place_power
+from ttm_jax.statistics import wilson_interval
 from ttm_jax.tasks import config_from_dict
 
 CHECKPOINTS = ("multiplication", "five_digits")

@@ -15,9 +15,9 @@ from rich.progress import track
 from rich.table import Table
 
 from ttm_jax.cli import Parser, fail, positive_int
-from ttm_jax.multiplication.metrics import wilson_interval
 from ttm_jax.multiplication.problems import MAX_DIGITS, held_out_pairs, place_power
 from ttm_jax.multiplication.scores import AnyMultiplier, Score, add_scores, answer_pairs, score_answers
+from ttm_jax.statistics import wilson_interval
 from ttm_jax.training.checkpoint_files import CheckpointError, describe_training, find_checkpoint
 
 

@@ -1,9 +1,8 @@
-"""Accuracy of predicted tokens against targets, and the interval of a proportion.
+"""Accuracy of predicted tokens against targets.
 
 The functions take and return JAX or NumPy arrays; the module needs neither.
 """
 
-import math
 from typing import Any
 
 from jaxtyping import Float, Int
@@ -38,14 +37,3 @@ def position_accuracy(predictions_BxS: Int[Any, "B S"], targets_BxS: Int[Any, "B
 def sequence_accuracy(predictions_BxS: Int[Any, "B S"], targets_BxS: Int[Any, "B S"]) -> Any:
     """Divide the completely correct sequences by all sequences."""
     return exact_match(predictions_BxS, targets_BxS).mean()
-
-
-def wilson_interval(correct: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """Compute Wilson's score interval of a proportion, 95 % by default; (0, 1) where there is no trial."""
-    if total == 0:
-        return 0.0, 1.0
-    p = correct / total
-    centre = p + z * z / (2 * total)
-    spread = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    scale = 1 + z * z / total
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)

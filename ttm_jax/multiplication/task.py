@@ -8,10 +8,10 @@ import numpy as np
 from ttm_jax.cli import clock
 from ttm_jax.multiplication.config import Config
 from ttm_jax.multiplication.curriculum import Curriculum, Mixture
-from ttm_jax.multiplication.metrics import wilson_interval
 from ttm_jax.multiplication.problems import MultiplicationDataset, encode_answers, encode_problems
 from ttm_jax.multiplication.scores import pick_examples, score_answers
 from ttm_jax.multiplication.steps import training_arrays
+from ttm_jax.statistics import wilson_interval
 from ttm_jax.training.task import Batch, Curve, Evaluation, Predict, Record, Table, Verdict
 
 SHOWN = -2, 102  # per cent, in curves

@@ -1,0 +1,11 @@
+"""The command that lets a language model write on.
+
+python -m ttm_jax.generate runs/text-quick --prompt 'def '
+"""
+
+import sys
+
+from ttm_jax.text.generate import main
+
+if __name__ == "__main__":
+    sys.exit(main())

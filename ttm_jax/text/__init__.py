@@ -1,0 +1,1 @@
+"""Autoregressive text: corpora, a language model whose recurrent cell is the machine, evaluation and generation."""

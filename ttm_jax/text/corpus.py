@@ -1,0 +1,110 @@
+"""The documents of a corpus, divided into those to train on and those held out. NumPy only."""
+
+import hashlib
+import sys
+import sysconfig
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ttm_jax.training.config import ConfigError
+
+STDLIB = "stdlib"
+_NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text and the name that it has in its corpus."""
+
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents, divided.
+
+    Attributes:
+        name: of the corpus, as the user gave it; of "stdlib" with the version of Python.
+        training: the documents to train on, in the order of their names.
+        held_out: those that training never sees.
+        digest: of the names and contents of all, in hexadecimal.
+    """
+
+    name: str
+    training: tuple[Document, ...]
+    held_out: tuple[Document, ...]
+    digest: str
+
+
+def read_corpus(path: str, patterns: Sequence[str], held_out: float) -> Corpus:
+    """Read and divide a corpus.
+
+    Of a folder, the hash of a file's name says which side it is on, so that it stays there when others come and go. Of
+    a single file the end is held out. Empty files are left out.
+
+    Args:
+        path: a file, a folder, or "stdlib": the sources of this Python, without its tests and what was installed.
+        patterns: of the names of files in a folder, such as "*.txt".
+        held_out: the share that is held out.
+
+    Raises:
+        ConfigError: if there is no such path, a file cannot be read, or there is nothing on one of the sides.
+    """
+    if path == STDLIB:
+        folder = Path(sysconfig.get_paths()["stdlib"])
+        files = [file for file in _find(folder, ["*.py"]) if not _NOT_STDLIB & set(file.relative_to(folder).parts)]
+        documents = _read_all(folder, files)
+        name = f"{STDLIB} of Python {sys.version.split()[0]}"
+    elif (root := Path(path).expanduser()).is_dir():
+        documents, name = _read_all(root, _find(root, patterns)), path
+        if not documents:
+            raise ConfigError(f"data.path {path}: no file in it matches {', '.join(patterns)} and has text in it")
+    else:
+        data, name = _read(root), path
+        cut = round(len(data) * (1 - held_out))
+        if not 0 < cut < len(data):
+            raise ConfigError(f"data.path {path}: too short to be divided, with {len(data)} bytes")
+        parts = [Document("first part", data[:cut])], [Document("last part", data[cut:])]
+        return _corpus(name, *parts)
+    training = [document for document in documents if _share(document.name) >= held_out]
+    others = [document for document in documents if _share(document.name) < held_out]
+    if not training or not others:
+        side = "to be trained on" if others else "held out"
+        raise ConfigError(
+            f"data.path {path}: of its {len(documents)} files none is {side}; add files, join them into one, or "
+            f"change data.held-out"
+        )
+    return _corpus(name, training, others)
+
+
+def _find(folder: Path, patterns: Sequence[str]) -> list[Path]:
+    found = {file for pattern in patterns for file in folder.rglob(pattern) if file.is_file()}
+    return sorted(found, key=lambda file: file.relative_to(folder).as_posix())
+
+
+def _read_all(folder: Path, files: Iterable[Path]) -> list[Document]:
+    documents = [Document(file.relative_to(folder).as_posix(), _read(file)) for file in files]
+    return [document for document in documents if document.data]
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"data.path {file}: cannot be read: {error.strerror}") from None
+
+
+def _share(name: str) -> float:
+    """A number in [0, 1) that follows from the name alone."""
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8", "surrogateescape")).digest()[:8], "big") / 2**64
+
+
+def _corpus(name: str, training: Sequence[Document], held_out: Sequence[Document]) -> Corpus:
+    total = hashlib.sha256()
+    for side in (training, held_out):
+        for document in side:
+            for part in (document.name.encode("utf-8", "surrogateescape"), document.data):
+                total.update(hashlib.sha256(part).digest())
+    return Corpus(name, tuple(training), tuple(held_out), total.hexdigest()[:16])

@@ -1,0 +1,176 @@
+"""The command that measures a language model on held-out text: bits per byte, and what its history is worth."""
+
+import bz2
+import gzip
+import json
+import lzma
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ttm_jax.cli import Parser, fail, positive_int
+from ttm_jax.statistics import ratio_interval
+from ttm_jax.text.corpus import Document, read_corpus
+from ttm_jax.text.language_model import LanguageModel, load
+from ttm_jax.text.objective import make_objective
+from ttm_jax.text.recall import RecallTask
+from ttm_jax.training.checkpoint_files import CheckpointError
+from ttm_jax.training.config import ConfigError
+from ttm_jax.training.jax_engine import JaxEngine
+from ttm_jax.training.run_folder import provenance
+
+COMPRESSORS = {
+    "gzip -9": lambda data: gzip.compress(data, 9, mtime=0),
+    "bzip2 -9": lambda data: bz2.compress(data, 9),
+    "xz -9e": lambda data: lzma.compress(data, preset=9 | lzma.PRESET_EXTREME),
+}
+REACHES = (0, 1, 2, 4, 8)
+WORD = re.compile(rb"[A-Za-z_]\w{3,}")
+
+
+def make_parser() -> Parser:
+    """Make the command line."""
+    parser = Parser(
+        prog="python -m ttm_jax.evaluate",
+        description="Bits per byte of a language model on held-out documents, each read from its beginning.",
+        epilog="example: python -m ttm_jax.evaluate runs/text-quick --reach --documents 20",
+    )
+    parser.add_argument("checkpoint", help="a checkpoint, a run folder (its best one), or the name of a shipped one")
+    parser.add_argument(
+        "--path", help="a file or folder to measure; of a folder what is held out (default: the corpus)"
+    )
+    parser.add_argument("--documents", type=positive_int, help="how many, evenly from all (default: all)")
+    parser.add_argument("--reach", action="store_true", help=f"cut history to {REACHES} segments as well")
+    parser.add_argument("--repeats", action="store_true", help="words that come again from beyond the window, apart")
+    parser.add_argument("--json", action="store_true", help="one JSON object with all counts")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    try:
+        model = load(args.checkpoint)
+        if model.config.data.kind == "recall":
+            found, text = _recall(model)
+        else:
+            data = model.config.data
+            corpus = read_corpus(args.path or data.path, data.patterns, data.held_out)
+            chosen = _evenly(corpus.held_out, args.documents)
+            found = measure(model, chosen, REACHES if args.reach else (), args.repeats)
+            found = {"corpus": {"name": corpus.name, "digest": corpus.digest}, **found}
+            text = describe(found)
+    except (CheckpointError, ConfigError) as error:
+        return fail(parser, error)
+    if args.json:
+        words = [*(sys.argv[1:] if argv is None else argv)]
+        command = " ".join(["python -m ttm_jax.evaluate", *words])
+        print(json.dumps({**found, "provenance": {**provenance(), "command": command}}, indent=1))
+    else:
+        print(text)
+    return 0
+
+
+def measure(
+    model: LanguageModel, documents: Sequence[Document], reaches: Sequence[int] = (), repeats: bool = False
+) -> dict[str, Any]:
+    """Measure documents with all their history, with none beyond the segment, and with what else is asked for."""
+    texts = [document.data for document in documents]
+    bytes_D = np.array([len(text) for text in texts], np.float64)
+    carried = model.token_bits(texts)
+    reset = model.token_bits(texts, history=0)
+    found: dict[str, Any] = {
+        "documents": len(texts),
+        "bytes": int(bytes_D.sum()),
+        "carried": _mean(carried, bytes_D),
+        "reset": _mean(reset, bytes_D),
+        "worth": _difference(reset, carried, bytes_D),
+        "compressors": {
+            name: 8 * sum(len(compress(text)) for text in texts) / bytes_D.sum()
+            for name, compress in COMPRESSORS.items()
+        },
+    }
+    if reaches:
+        by_reach = {k: reset if k == 0 else model.token_bits(texts, history=k) for k in reaches}
+        found["reach"] = {str(k): _difference(bits, carried, bytes_D) for k, bits in by_reach.items()}
+    if repeats:
+        layers = model.config.model.lower_layers + model.config.model.upper_layers
+        far = [far_repeats(text, layers * model.config.model.segment) for text in texts]
+        found["repeats"] = {
+            name: {"bytes": int(total.sum())}
+            | {kind: _mean(_only(bits, mask), total) for kind, bits in (("carried", carried), ("reset", reset))}
+            for name, mask in (("repeats", far), ("others", [~far_n for far_n in far]))
+            if (total := np.array([float(m.sum()) for m in mask])).sum()
+        }
+    return found
+
+
+def far_repeats(text: bytes, distance: int) -> np.ndarray:
+    """Say which bytes, bool [n], are of a word that came before, but not within the distance."""
+    found, last = np.zeros(len(text), bool), {}
+    for match in WORD.finditer(text):
+        word, (begin, end) = match.group(), match.span()
+        if word in last and begin - last[word] > distance:
+            found[begin:end] = True
+        last[word] = begin
+    return found
+
+
+def describe(found: dict[str, Any]) -> str:
+    """Give the findings as lines."""
+    corpus = found["corpus"]
+    lines = [
+        f"{found['documents']} held-out documents, {found['bytes']:,} bytes, of {corpus['name']} ({corpus['digest']})"
+    ]
+
+    def row(name: str, value: dict[str, Any], sign: str = "") -> str:
+        low, high = value["interval_95"]
+        return f"{name:34} {value['bits_per_byte']:{sign}.3f}  ({low:{sign}.3f} to {high:{sign}.3f})"
+
+    lines.append("bits per byte")
+    lines.append(row("  history carried", found["carried"]))
+    lines.append(row("  reset at each segment", found["reset"]))
+    lines.append(row("  what history is worth", found["worth"], "+"))
+    lines += [f"  {name:32} {bits:.3f}" for name, bits in found["compressors"].items()]
+    if "reach" in found:
+        lines.append("lost where history is cut to")
+        lines += [row(f"  {k} segments", value, "+") for k, value in found["reach"].items()]
+    for name, value in found.get("repeats", {}).items():
+        what = "words from beyond the window" if name == "repeats" else "all other bytes"
+        lines.append(f"{what}, {value['bytes']:,} bytes")
+        lines += [row(f"  {kind}", value[kind]) for kind in ("carried", "reset")]
+    return "\n".join(lines)
+
+
+def _recall(model: LanguageModel) -> tuple[dict[str, Any], str]:
+    """The evaluation of the last level, as training makes it."""
+    task, objective = RecallTask.at_the_end(model.config), make_objective(model.config)
+    engine = JaxEngine(objective, model.config.optimizer, 0, model.config.data.batch_size, num_devices=1)
+    state = engine.start(engine.plans[0]).replace(params=model.variables["params"])
+    size = model.config.train.eval_batch_size
+    record = task.evaluate(lambda arrays: engine.predict(state, arrays, size)).record
+    return record, task.describe_evaluation(record)
+
+
+def _evenly(documents: Sequence[Document], number: int | None) -> list[Document]:
+    number = min(len(documents), number or len(documents))
+    return [documents[i * len(documents) // number] for i in range(number)]
+
+
+def _only(bits: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [of_document[mask] for of_document, mask in zip(bits, masks, strict=True)]
+
+
+def _mean(bits: Sequence[np.ndarray], bytes_D: np.ndarray) -> dict[str, Any]:
+    """Bits per byte over all documents, with the interval over documents."""
+    bits_D = np.array([of_document.sum() for of_document in bits])
+    return {"bits_per_byte": bits_D.sum() / bytes_D.sum(), "interval_95": list(ratio_interval(bits_D, bytes_D))}
+
+
+def _difference(more: Sequence[np.ndarray], less: Sequence[np.ndarray], bytes_D: np.ndarray) -> dict[str, Any]:
+    """As `_mean`, of the differences, paired by document."""
+    return _mean([a - b for a, b in zip(more, less, strict=True)], bytes_D)

@@ -1,0 +1,104 @@
+"""The language model as an objective of the trainer: parameters, loss, scores of held-out text, samples."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from ttm_jax.machine.layers import apply
+from ttm_jax.text import recall
+from ttm_jax.text.config import Config, ModelConfig
+from ttm_jax.text.model import State, TransformerLanguageModel, make_model
+from ttm_jax.text.sampling import draw, nats_of, open_segment
+from ttm_jax.text.tokenizer import ByteTokenizer
+from ttm_jax.training.config import ConfigError
+from ttm_jax.training.step import Loss
+
+SAMPLING = dict(temperature=0.8, top_k=40, top_p=0.95)  # of the samples that an evaluation shows
+
+
+@dataclass(frozen=True)
+class TextObjective:
+    """The language model of a config; its arrays are those of `Streams.batch`.
+
+    The mean cross-entropy of a token is minimised. Memory and window are carried from batch to batch; no gradient goes
+    back to the batch before. Where `carries` is off each batch begins anew.
+    """
+
+    config: ModelConfig
+    vocab_size: int
+    carries: bool = True
+    rules: tuple[tuple[str, PartitionSpec], ...] = ()
+    muon: str = ".*kernel"
+    remats: tuple[str, ...] = ()
+
+    @property
+    def model(self) -> TransformerLanguageModel:
+        """Return the linen module."""
+        return make_model(self.config, self.vocab_size)
+
+    def with_remat(self, remat: str) -> "TextObjective":
+        return self
+
+    def init(self, key: jax.Array) -> dict:
+        tokens_1x1xN = jnp.zeros((1, 1, self.config.segment), jnp.int32)
+        return dict(self.model.init(key, tokens_1x1xN)["params"])
+
+    def init_carry(self, batch_size: int) -> State | tuple[()]:
+        return self.model.initial_state(batch_size) if self.carries else ()
+
+    def loss(self, params: dict, arrays: dict[str, jax.Array], key: jax.Array, carry: Any) -> tuple[Loss, Any]:
+        B = len(arrays["tokens"])
+        state = jax.lax.stop_gradient(carry) if self.carries else self.model.initial_state(B)
+        logits_BxTxNxV, after = apply(self.model, params, arrays["tokens"], state, arrays["start"])
+        nats_BxTxN = nats_of(logits_BxTxNxV, arrays)
+        right_BxTxN = (logits_BxTxNxV.argmax(axis=-1) == arrays["targets"]) * arrays["weights"]
+        tokens_B = arrays["weights"].sum(axis=(1, 2))
+        metrics = {"nats": nats_BxTxN.sum(axis=(1, 2)), "right": right_BxTxN.sum(axis=(1, 2)), "tokens": tokens_B}
+        return Loss(nats_BxTxN.sum(), tokens_B.sum(), metrics), after if self.carries else ()
+
+    def predict(self, params: dict, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Score rows, or write on.
+
+        Of "tokens", "targets", "weights" [P, W, T, N] and "start" [P, W, T], W windows one after the other: "nats" and
+        "right" [P, W, T, N]. Of "prompt" [P, N] and "seed" [P]: "sample" [P, 2 N], what the model writes next; of the
+        first seed, for all rows.
+        """
+        variables = {"params": params}
+        if "prompt" in arrays:
+            N, begun = self.config.segment, self.model.initial_state(len(arrays["prompt"]))
+            logits_PxNxV, place = open_segment(self.model, variables, arrays["prompt"], N, begun)
+            key = jax.random.key(arrays["seed"][0])
+            last = logits_PxNxV[:, -1]
+            tokens_PxS, _, _ = draw(self.model, variables, last, place, key, 0, 2 * N, *SAMPLING.values())
+            return {"sample": tokens_PxS}
+
+        def window(state: State, arrays: dict[str, jax.Array]) -> Any:
+            logits, state = apply(self.model, params, arrays["tokens"], state, arrays["start"])
+            right = (logits.argmax(axis=-1) == arrays["targets"]) * arrays["weights"]
+            return state, (nats_of(logits, arrays), right)
+
+        by_window = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), arrays)
+        _, found = jax.lax.scan(window, self.model.initial_state(len(arrays["tokens"])), by_window)
+        nats, right = (jnp.swapaxes(x, 0, 1) for x in found)
+        return {"nats": nats, "right": right}
+
+
+def make_objective(config: Config) -> TextObjective:
+    """Make the objective of a config.
+
+    Raises:
+        ConfigError: if the config asks for float64 and JAX is not allowed it.
+    """
+    if "float64" in (config.model.dtype, config.model.param_dtype) and not jax.config.read("jax_enable_x64"):
+        raise ConfigError("model.dtype and model.param_dtype float64 need JAX_ENABLE_X64=1 in the environment")
+    return TextObjective(config.model, vocab_size(config), carries=config.data.kind == "files")
+
+
+def vocab_size(config: Config) -> int:
+    """Give the number of tokens that a config's model knows."""
+    if config.data.kind == "recall":
+        return recall.Vocabulary(config.recall).size
+    return ByteTokenizer.vocab_size
