@@ -113,6 +113,7 @@ class TransformerLanguageModel(nn.Module):
         state = self.initial_state(tokens_BxTxN.shape[0]) if state is None else state
         if start_BxT is None:
             start_BxT = jnp.zeros(tokens_BxTxN.shape[:2], bool)
+        start_BxT = jnp.asarray(start_BxT)
         start_BxT = start_BxT.at[:, 0].set(start_BxT[:, 0] | ~state.began)
         x, keys, _, _, machine = self._segments(tokens_BxTxN, state, start_BxT)
         return self._logits(x), State(jnp.ones_like(state.began), _last(keys), *machine)

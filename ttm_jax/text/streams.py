@@ -71,7 +71,7 @@ class Streams:
         place_BxTxN = nth_BxT[..., None] * self.segment + np.arange(self.segment)
         valid_BxTxN = there_BxT[..., None] & (place_BxTxN < self._lengths[document_BxT][..., None])
         index_BxTxN = np.where(valid_BxTxN, self._begins[document_BxT][..., None] + place_BxTxN, 0)
-        before_BxTxN = self._tokens[np.maximum(index_BxTxN - 1, 0)]
+        before_BxTxN = self._tokens[np.maximum(index_BxTxN - 1, 0)].astype(np.int32)
         tokens = np.where(place_BxTxN == 0, self._bos, before_BxTxN)
         return {
             "tokens": np.where(valid_BxTxN, tokens, self._pad).astype(np.int32),
