@@ -10,9 +10,9 @@ import pytest
 import ttm_jax
 from ttm_jax.multiplication.demo.command import main as demo
 from ttm_jax.multiplication.diagnose import parse_length
-from ttm_jax.statistics import wilson_interval
 from ttm_jax.multiplication.scores import answer_pairs, score_answers
 from ttm_jax.multiplication.task import MARKS
+from ttm_jax.statistics import wilson_interval
 
 ROOT = Path(__file__).parent.parent
 CHECKPOINTS = ROOT / "checkpoints"

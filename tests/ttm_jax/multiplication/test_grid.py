@@ -13,9 +13,9 @@ from rich.console import Console
 import ttm_jax
 from ttm_jax.evaluate import main
 from ttm_jax.multiplication.grid import digit_table, evaluate_grid, grid_table, report
-from ttm_jax.statistics import wilson_interval
 from ttm_jax.multiplication.problems import count_digits, decode_problems, encode_answers, held_out_pairs
 from ttm_jax.multiplication.scores import Score, add_scores, score_answers
+from ttm_jax.statistics import wilson_interval
 from ttm_jax.training.checkpoint import load_meta
 from ttm_jax.training.checkpoint_files import find_checkpoint
 from ttm_jax.training.config import config_to_dict
