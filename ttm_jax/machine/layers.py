@@ -52,9 +52,9 @@ class LayerNorm(nn.Module):
 
 @jax.custom_jvp
 def _layer_norm(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array) -> jax.Array:
-    mean, rstd = _statistics(x)
+    deviations, rstd = _deviations(x)
     axes = range(x.ndim - 1)
-    return (x - mean) * (rstd * jnp.expand_dims(scale_D, axes)) + jnp.expand_dims(bias_D, axes)
+    return deviations * (rstd * jnp.expand_dims(scale_D, axes)) + jnp.expand_dims(bias_D, axes)
 
 
 @_layer_norm.defjvp
@@ -66,8 +66,8 @@ def _layer_norm_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, .
     """
     x, scale_D, bias_D = primals
     x_dot, scale_dot_D, bias_dot_D = tangents
-    mean, rstd = _statistics(x)
-    normal = (x - mean) * rstd
+    deviations, rstd = _deviations(x)
+    normal = deviations * rstd
     *rows, D = x.shape
     ones_D, ones_N = jnp.ones(D, x.dtype), jnp.ones(math.prod(rows), x.dtype)
     product = partial(jnp.matmul, precision="highest")
@@ -84,11 +84,14 @@ def _layer_norm_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, .
     return _layer_norm(x, scale_D, bias_D), y_dot
 
 
-def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Compute the mean of the last axis and 1 / its standard deviation, [..., 1] each."""
-    mean = x.mean(axis=-1, keepdims=True)
-    variance = jnp.maximum((x * x).mean(axis=-1, keepdims=True) - mean * mean, 0.0)
-    return mean, jax.lax.rsqrt(variance + LAYER_NORM_EPS)
+def _deviations(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Compute the deviations from the mean of the last axis, and 1 / their standard deviation [..., 1].
+
+    The variance is the mean of their squares. E[x^2] - E[x]^2 would lose all digits where the mean is large.
+    """
+    deviations = x - x.mean(axis=-1, keepdims=True)
+    variance = (deviations * deviations).mean(axis=-1, keepdims=True)
+    return deviations, jax.lax.rsqrt(variance + LAYER_NORM_EPS)
 
 
 class FeedForward(nn.Module):
