@@ -1,7 +1,7 @@
 """Layer by layer: outputs, and gradients by every parameter and input."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from parity.twins import (
     to_numpy,
     to_torch,
 )
+from ttm_jax.machine.layers import LayerNorm
 from ttm_jax.machine.memory import READS, WRITES, make_write as make_jax_write
 from ttm_jax.multiplication import losses as jax_losses
 from ttm_torch.machine.layers import layer_norm
@@ -53,10 +54,11 @@ class LayerCase:
     make_jax: Callable[[Any], Any]
     make_torch: Callable[[], Callable[..., Any]]
     inputs: tuple[np.ndarray, ...]
+    float32_bound: float = FLOAT32_BOUND
 
     def rows(self, device: str) -> list[Row]:
         """Compare outputs and gradients in float64, outputs in float32."""
-        return [self._row(np.float64, FLOAT64_BOUND, device), self._row(np.float32, FLOAT32_BOUND, device)]
+        return [self._row(np.float64, FLOAT64_BOUND, device), self._row(np.float32, self.float32_bound, device)]
 
     def _row(self, dtype: Any, bound: float, device: str) -> Row:
         params, theirs = _reference(self, dtype)
@@ -201,9 +203,17 @@ def _write(kind: str, positions: bool = True, compat: str | None = None) -> Laye
     )
 
 
+def _layer_norm(mean: float = 0.0, scale: float = 1.0) -> LayerCase:
+    """Normalise tokens of that mean, in deviations, and scale; float32 rounds the mean, which is then subtracted."""
+    name = "layer_norm" + (f"-mean-{mean:g}" if mean else "") + (f"-scale-{scale:g}" if scale != 1 else "")
+    case = _module(name, LayerNorm(), lambda: layer_norm(D), scale * (mean + _TOKENS))
+    return replace(case, float32_bound=FLOAT32_BOUND * max(1.0, mean / 10))
+
+
 CASES = (
     _module("dense", linen.Dense(K), lambda: nn.Linear(D, K), _TOKENS),
-    _module("layer_norm", linen.LayerNorm(), lambda: layer_norm(D), _TOKENS),
+    *(_layer_norm(mean) for mean in (0.0, 10.0, 100.0, 1000.0)),
+    *(_layer_norm(mean, scale) for mean in (0.0, 100.0) for scale in (1e-3, 1e3)),
     _module("embedding", linen.Embed(13, D), lambda: ttm_torch.Embedding(13, D), _BATCH.inputs),
     _module("positions", ttm_jax.Positions(), lambda: ttm_torch.Positions(N, D), _TOKENS),
     _module("feed_forward", ttm_jax.FeedForward(F, K), lambda: ttm_torch.FeedForward(D, F, K), _TOKENS),

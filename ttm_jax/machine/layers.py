@@ -31,6 +31,24 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def keep_valid(x: jax.Array, valid: jax.Array | None) -> jax.Array:
+    """Return `x` with zeros where it is not valid, whatever it holds; `valid` has the first axes of `x`."""
+    return x if valid is None else jnp.where(jnp.expand_dims(valid, range(valid.ndim, x.ndim)), x, 0)
+
+
+def softmax_over_tokens(logits: jax.Array, axis: int, valid_BxN: jax.Array | None = None) -> jax.Array:
+    """Take the softmax over the valid tokens of `axis`, in float32 at least; `logits` are [B, ..., N, ...].
+
+    A token that is not valid has weight 0. Where none is valid, all weights are 0.
+    """
+    logits = at_least_float32(logits)
+    if valid_BxN is None:
+        return jax.nn.softmax(logits, axis)
+    valid = jnp.expand_dims(valid_BxN, [i for i in range(1, logits.ndim) if i != axis])
+    weights = jax.nn.softmax(jnp.where(valid, logits, jnp.finfo(logits.dtype).min), axis)
+    return jnp.where(valid, weights, 0)
+
+
 class LayerNorm(nn.Module):
     """Flax's `LayerNorm` of the last axis, [..., D] to [..., D], with a gradient that is faster on a CPU.
 
@@ -52,9 +70,9 @@ class LayerNorm(nn.Module):
 
 @jax.custom_jvp
 def _layer_norm(x: jax.Array, scale_D: jax.Array, bias_D: jax.Array) -> jax.Array:
-    mean, rstd = _statistics(x)
+    deviations, rstd = _deviations(x)
     axes = range(x.ndim - 1)
-    return (x - mean) * (rstd * jnp.expand_dims(scale_D, axes)) + jnp.expand_dims(bias_D, axes)
+    return deviations * (rstd * jnp.expand_dims(scale_D, axes)) + jnp.expand_dims(bias_D, axes)
 
 
 @_layer_norm.defjvp
@@ -66,8 +84,8 @@ def _layer_norm_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, .
     """
     x, scale_D, bias_D = primals
     x_dot, scale_dot_D, bias_dot_D = tangents
-    mean, rstd = _statistics(x)
-    normal = (x - mean) * rstd
+    deviations, rstd = _deviations(x)
+    normal = deviations * rstd
     *rows, D = x.shape
     ones_D, ones_N = jnp.ones(D, x.dtype), jnp.ones(math.prod(rows), x.dtype)
     product = partial(jnp.matmul, precision="highest")
@@ -84,11 +102,14 @@ def _layer_norm_jvp(primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, .
     return _layer_norm(x, scale_D, bias_D), y_dot
 
 
-def _statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Compute the mean of the last axis and 1 / its standard deviation, [..., 1] each."""
-    mean = x.mean(axis=-1, keepdims=True)
-    variance = jnp.maximum((x * x).mean(axis=-1, keepdims=True) - mean * mean, 0.0)
-    return mean, jax.lax.rsqrt(variance + LAYER_NORM_EPS)
+def _deviations(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Compute the deviations from the mean of the last axis, and 1 / their standard deviation [..., 1].
+
+    The variance is the mean of their squares. E[x^2] - E[x]^2 would lose all digits where the mean is large.
+    """
+    deviations = x - x.mean(axis=-1, keepdims=True)
+    variance = (deviations * deviations).mean(axis=-1, keepdims=True)
+    return deviations, jax.lax.rsqrt(variance + LAYER_NORM_EPS)
 
 
 class FeedForward(nn.Module):
@@ -136,8 +157,8 @@ def _matrix_product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, pre
 class MultiHeadAttention(nn.Module):
     """softmax(q k^T / sqrt(K)) v over H heads, softmax in float32 at least.
 
-    Takes queries [B, Q, D] and tokens [B, N, D]; gives [B, Q, D]. As in Flax, kernels are [D, H, K], and that of
-    the output is [H, K, D].
+    Takes queries [B, Q, D] and tokens [B, N, D]; gives [B, Q, D]. Tokens that are not valid are not attended to.
+    As in Flax, kernels are [D, H, K], and that of the output is [H, K, D].
 
     Raises:
         ValueError: if `num_heads` does not divide the width.
@@ -149,7 +170,13 @@ class MultiHeadAttention(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, queries_BxQxD: jax.Array, tokens_BxNxD: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(
+        self,
+        queries_BxQxD: jax.Array,
+        tokens_BxNxD: jax.Array,
+        train: bool = False,
+        valid_BxN: jax.Array | None = None,
+    ) -> jax.Array:
         width = queries_BxQxD.shape[-1]
         if width % self.num_heads:
             raise ValueError(f"num_heads must divide the width, got {self.num_heads} heads for width {width}")
@@ -166,7 +193,7 @@ class MultiHeadAttention(nn.Module):
         k_BxNxHxK = project(name="key")(tokens_BxNxD)
         v_BxNxHxK = project(name="value")(tokens_BxNxD)
         scores_BxHxQxN = jnp.einsum("bqhk,bnhk->bhqn", q_BxQxHxK * head_width**-0.5, k_BxNxHxK)
-        weights_BxHxQxN = jax.nn.softmax(at_least_float32(scores_BxHxQxN))
+        weights_BxHxQxN = softmax_over_tokens(scores_BxHxQxN, 3, valid_BxN)
         self.sow("intermediates", "weights", weights_BxHxQxN)
         weights_BxHxQxN = weights_BxHxQxN.astype(v_BxNxHxK.dtype)
         weights_BxHxQxN = nn.Dropout(self.dropout_rate, deterministic=not train)(weights_BxHxQxN)

@@ -1,7 +1,8 @@
 """Reading from memory and writing to it (paper, sections 3.2 and 3.3).
 
 A read summarises [memory ; input] to R tokens. A write turns memory, output and input into the next memory,
-of the same size. Memory is carried in float32 or wider, whatever the compute dtype.
+of the same size. Memory is carried in float32 or wider, whatever the compute dtype. Input tokens that are not
+valid have no effect, whatever they hold.
 """
 
 from functools import partial
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ttm_jax.machine.layers import Dtype, FeedForward, LayerNorm, Positions, apply, at_least_float32
+from ttm_jax.machine.layers import Dtype, FeedForward, LayerNorm, Positions, apply, at_least_float32, keep_valid
 from ttm_jax.machine.summarize import BOTTLENECK_DIM, SUMMARIZERS, make_summarizer, normalize_weights
 
 READS = SUMMARIZERS
@@ -56,6 +57,11 @@ def erase_and_add(
     return memory_BxMxD * keep_BxMxD + jnp.einsum("bwm,bwd->bmd", weights_BxWxM, add_BxWxD)
 
 
+def _among_others(valid_BxN: jax.Array | None, before: int, after: int = 0) -> jax.Array | None:
+    """Extend the mask of the input tokens by so many tokens before and after them, which are valid."""
+    return None if valid_BxN is None else jnp.pad(valid_BxN, ((0, 0), (before, after)), constant_values=True)
+
+
 class Read(nn.Module):
     """Summary of [memory ; input] with location embeddings: R tokens [B, R, D]."""
 
@@ -68,7 +74,13 @@ class Read(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, memory_BxMxD: jax.Array, tokens_BxNxD: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(
+        self,
+        memory_BxMxD: jax.Array,
+        tokens_BxNxD: jax.Array,
+        train: bool = False,
+        valid_BxN: jax.Array | None = None,
+    ) -> jax.Array:
         all_tokens = concat_memory_input(memory_BxMxD, tokens_BxNxD)
         if self.positions:
             all_tokens = Positions(self.param_dtype, name="positions")(all_tokens)
@@ -81,7 +93,7 @@ class Read(nn.Module):
             param_dtype=self.param_dtype,
             name="summarizer",
         )
-        return summarizer(all_tokens, train)
+        return summarizer(all_tokens, train, _among_others(valid_BxN, memory_BxMxD.shape[1]))
 
 
 class SummaryWrite(nn.Module):
@@ -102,23 +114,27 @@ class SummaryWrite(nn.Module):
         output_BxRxD: jax.Array,
         tokens_BxNxD: jax.Array,
         train: bool = False,
+        valid_BxN: jax.Array | None = None,
     ) -> jax.Array:
+        M, R = memory_BxMxD.shape[1], output_BxRxD.shape[1]
         if self.compat == "scenic":
             all_tokens = concat_for_write(memory_BxMxD, tokens_BxNxD, output_BxRxD)
+            valid = _among_others(valid_BxN, M, R)
         else:
             all_tokens = concat_for_write(memory_BxMxD, output_BxRxD, tokens_BxNxD)
+            valid = _among_others(valid_BxN, M + R)
         if self.positions:
             all_tokens = Positions(self.param_dtype, name="positions")(all_tokens)
         summarizer = make_summarizer(
             self.kind,
-            memory_BxMxD.shape[1],
+            M,
             num_heads=self.num_heads,
             dropout_rate=self.dropout_rate,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             name="summarizer",
         )
-        return summarizer(all_tokens, train)
+        return summarizer(all_tokens, train, valid)
 
 
 class EraseAddWrite(nn.Module):
@@ -142,13 +158,15 @@ class EraseAddWrite(nn.Module):
         output_BxRxD: jax.Array,
         tokens_BxNxD: jax.Array,
         train: bool = False,
+        valid_BxN: jax.Array | None = None,
     ) -> jax.Array:
         # 1. select memory tokens  2. make erase and add vectors  3. erase and add
         scenic = self.compat == "scenic"
         dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-        selected, control = memory_BxMxD, output_BxRxD
+        selected, control, valid = memory_BxMxD, output_BxRxD, None
         if not scenic:
-            all_tokens = concat_for_write(memory_BxMxD, output_BxRxD, tokens_BxNxD)
+            all_tokens = concat_for_write(memory_BxMxD, output_BxRxD, keep_valid(tokens_BxNxD, valid_BxN))
+            valid = _among_others(valid_BxN, output_BxRxD.shape[1])
             if self.positions:
                 all_tokens = Positions(self.param_dtype, name="positions")(all_tokens)
             selected, control = jnp.split(all_tokens, [memory_BxMxD.shape[1]], axis=1)
@@ -159,7 +177,7 @@ class EraseAddWrite(nn.Module):
         self.sow("intermediates", "weights", weights_BxWxM)
 
         def vectors(name: str) -> jax.Array:
-            mixed = LayerNorm(**dtypes, name=f"{name}_norm")(control)
+            mixed = keep_valid(LayerNorm(**dtypes, name=f"{name}_norm")(control), valid)
             mixed = mlp(NUM_WRITES, name=f"{name}_tokens")(jnp.swapaxes(mixed, 1, 2), train)
             return at_least_float32(mlp(name=f"{name}_channels")(jnp.swapaxes(mixed, 1, 2), train))
 
@@ -180,6 +198,7 @@ class ConcatWrite(nn.Module):
         output_BxRxD: jax.Array,
         tokens_BxNxD: jax.Array,
         train: bool = False,
+        valid_BxN: jax.Array | None = None,
     ) -> jax.Array:
         return concat_write(memory_BxMxD, output_BxRxD)
 
@@ -193,6 +212,7 @@ class NoWrite(nn.Module):
         output_BxRxD: jax.Array,
         tokens_BxNxD: jax.Array,
         train: bool = False,
+        valid_BxN: jax.Array | None = None,
     ) -> jax.Array:
         return memory_BxMxD
 

@@ -1,7 +1,7 @@
 """Token summarisation S_k: any number of tokens in, k tokens out (paper, section 3.1).
 
-Each summariser is a linen module. The functions at the end of the file are the same modules as pure, jitted
-functions of (parameters, tokens).
+Each summariser is a linen module. Tokens that are not valid count in no summary, whatever they hold. The functions
+at the end of the file are the same modules as pure, jitted functions of (parameters, tokens).
 """
 
 import math
@@ -13,7 +13,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ttm_jax.machine.layers import Dtype, FeedForward, LayerNorm, MultiHeadAttention, apply, at_least_float32
+from ttm_jax.machine.layers import (
+    Dtype,
+    FeedForward,
+    LayerNorm,
+    MultiHeadAttention,
+    apply,
+    at_least_float32,
+    keep_valid,
+    softmax_over_tokens,
+)
 
 SUMMARIZERS = ("mlp", "query", "pooling")
 BOTTLENECK_DIM = 64  # of the importance MLP: TokenLearner 1.1
@@ -44,7 +53,8 @@ def pooling_summarize(tokens_BxNxD: Float[Array, "B N D"], k: int) -> Float[Arra
 class MLPSummarizer(nn.Module):
     """TokenLearner 1.1 (Scenic `TokenLearnerModuleV11`): softmax over tokens of MLP(LayerNorm(tokens)).
 
-    The weights come from the normalised tokens. They are applied to the tokens as they are.
+    The weights come from the normalised tokens. They are applied to the tokens as they are. Without a valid token,
+    the summaries are zeros.
     """
 
     k: int
@@ -61,9 +71,10 @@ class MLPSummarizer(nn.Module):
         """Compute the logits [B, K, N] of the weights, before the softmax."""
         return jnp.swapaxes(self._logits(tokens_BxNxD, train), 1, 2)
 
-    def __call__(self, tokens_BxNxD: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, tokens_BxNxD: jax.Array, train: bool = False, valid_BxN: jax.Array | None = None) -> jax.Array:
         # As `weighted_sum` of `normalize_weights`, without the transposition between: XLA's gradient of it is slow.
-        weights_BxNxK = jax.nn.softmax(at_least_float32(self._logits(tokens_BxNxD, train)), axis=1)
+        tokens_BxNxD = keep_valid(tokens_BxNxD, valid_BxN)
+        weights_BxNxK = softmax_over_tokens(self._logits(tokens_BxNxD, train), 1, valid_BxN)
         self.sow("intermediates", "weights", jnp.swapaxes(weights_BxNxK, 1, 2))
         return jnp.einsum("bnk,bnd->bkd", weights_BxNxK.astype(tokens_BxNxD.dtype), tokens_BxNxD)
 
@@ -72,7 +83,10 @@ class MLPSummarizer(nn.Module):
 
 
 class QuerySummarizer(nn.Module):
-    """k learned latent queries that attend to the tokens (Scenic `TokenLearnerMHA`; no dropout, as there)."""
+    """k learned latent queries that attend to the tokens (Scenic `TokenLearnerMHA`; no dropout, as there).
+
+    Without a valid token, each summary is the bias of the attention's output.
+    """
 
     k: int
     num_heads: int = 8
@@ -80,21 +94,25 @@ class QuerySummarizer(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, tokens_BxNxD: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(self, tokens_BxNxD: jax.Array, train: bool = False, valid_BxN: jax.Array | None = None) -> jax.Array:
         B, _, D = tokens_BxNxD.shape
         queries_1xKxD = self.param("queries", nn.initializers.normal(0.02), (1, self.k, D), self.param_dtype)
         queries_BxKxD = jnp.broadcast_to(queries_1xKxD, (B, self.k, D))
         attention = MultiHeadAttention(self.num_heads, dtype=self.dtype, param_dtype=self.param_dtype, name="attention")
-        return attention(queries_BxKxD, tokens_BxNxD)
+        return attention(queries_BxKxD, keep_valid(tokens_BxNxD, valid_BxN), valid_BxN=valid_BxN)
 
 
 class PoolingSummarizer(nn.Module):
-    """Average pooling to k tokens, without parameters."""
+    """Average pooling to k tokens, without parameters. A summary that covers no valid token is zeros."""
 
     k: int
 
-    def __call__(self, tokens_BxNxD: jax.Array, train: bool = False) -> jax.Array:
-        return pooling_summarize(tokens_BxNxD, self.k)
+    def __call__(self, tokens_BxNxD: jax.Array, train: bool = False, valid_BxN: jax.Array | None = None) -> jax.Array:
+        means_BxKxD = pooling_summarize(keep_valid(tokens_BxNxD, valid_BxN), self.k)
+        if valid_BxN is None:
+            return means_BxKxD
+        shares_BxKx1 = pooling_summarize(valid_BxN[..., None].astype(means_BxKxD.dtype), self.k)
+        return means_BxKxD / jnp.where(shares_BxKx1 > 0, shares_BxKx1, 1)
 
 
 def make_summarizer(

@@ -33,6 +33,24 @@ def at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def keep_valid(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Return `x` with zeros where it is not valid, whatever it holds; `valid` has the first axes of `x`."""
+    return x if valid is None else torch.where(valid[(..., *[None] * (x.ndim - valid.ndim))], x, 0)
+
+
+def softmax_over_tokens(logits: Tensor, dim: int, valid_BxN: Tensor | None = None) -> Tensor:
+    """Take the softmax over the valid tokens of axis `dim`, in float32 at least; `logits` are [B, ..., N, ...].
+
+    A token that is not valid has weight 0. Where none is valid, all weights are 0.
+    """
+    logits = at_least_float32(logits)
+    if valid_BxN is None:
+        return logits.softmax(dim)
+    valid = valid_BxN.view([size if axis in (0, dim) else 1 for axis, size in enumerate(logits.shape)])
+    weights = logits.masked_fill(~valid, torch.finfo(logits.dtype).min).softmax(dim)
+    return weights.masked_fill(~valid, 0)
+
+
 def apply(
     make_module: Callable[[], nn.Module],
     params: Mapping[str, Tensor] | None,
@@ -76,6 +94,7 @@ class MultiHeadAttention(nn.Module):
     """softmax(q k^T / sqrt(K)) v over H heads, softmax in float32 at least.
 
     Takes queries [B, Q, D] and tokens [B, N, D]; gives [B, Q, D]. Without tokens, the queries attend to themselves.
+    Tokens that are not valid are not attended to.
 
     Raises:
         ValueError: if `heads` does not divide the width.
@@ -92,13 +111,15 @@ class MultiHeadAttention(nn.Module):
         self.out = _xavier_linear(dim, dim)
         self.dropout = nn.Dropout(dropout_rate)
 
-    def forward(self, queries_BxQxD: Tensor, tokens_BxNxD: Tensor | None = None) -> Tensor:
+    def forward(
+        self, queries_BxQxD: Tensor, tokens_BxNxD: Tensor | None = None, valid_BxN: Tensor | None = None
+    ) -> Tensor:
         tokens_BxNxD = queries_BxQxD if tokens_BxNxD is None else tokens_BxNxD
         q_BxQxHxK = self.query(queries_BxQxD).unflatten(-1, (self.heads, -1))
         k_BxNxHxK = self.key(tokens_BxNxD).unflatten(-1, (self.heads, -1))
         v_BxNxHxK = self.value(tokens_BxNxD).unflatten(-1, (self.heads, -1))
         scores_BxHxQxN = torch.einsum("bqhk,bnhk->bhqn", q_BxQxHxK * q_BxQxHxK.shape[-1] ** -0.5, k_BxNxHxK)
-        weights_BxHxQxN = at_least_float32(scores_BxHxQxN).softmax(dim=-1).to(v_BxNxHxK.dtype)
+        weights_BxHxQxN = softmax_over_tokens(scores_BxHxQxN, 3, valid_BxN).to(v_BxNxHxK.dtype)
         heads_BxQxHxK = torch.einsum("bhqn,bnhk->bqhk", self.dropout(weights_BxHxQxN), v_BxNxHxK)
         return self.out(heads_BxQxHxK.flatten(2))
 

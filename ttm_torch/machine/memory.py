@@ -1,16 +1,18 @@
 """Reading from memory and writing to it (paper, sections 3.2 and 3.3).
 
 A read summarises [memory ; input] to R tokens. A write turns memory, output and input into the next memory,
-of the same size. Memory is carried in float32 or wider, whatever the compute dtype.
+of the same size. Memory is carried in float32 or wider, whatever the compute dtype. Input tokens that are not
+valid have no effect, whatever they hold.
 """
 
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from ttm_torch.machine.layers import FeedForward, Positions, apply, at_least_float32, layer_norm
-from ttm_torch.machine.summarize import BOTTLENECK_DIM, SUMMARIZERS, make_summarizer, normalize_weights
+from ttm_torch.machine.layers import FeedForward, Positions, apply, at_least_float32, keep_valid, layer_norm
+from ttm_torch.machine.summarize import BOTTLENECK_DIM, SUMMARIZERS, make_summarizer
 
 READS = SUMMARIZERS
 WRITES = (*SUMMARIZERS, "erase_add", "concat", "none")
@@ -42,6 +44,11 @@ def erase_and_add(memory_BxMxD: Tensor, weights_BxWxM: Tensor, erase_BxWxD: Tens
     return memory_BxMxD * keep_BxMxD + torch.einsum("bwm,bwd->bmd", weights_BxWxM, add_BxWxD)
 
 
+def _among_others(valid_BxN: Tensor | None, before: int, after: int = 0) -> Tensor | None:
+    """Extend the mask of the input tokens by so many tokens before and after them, which are valid."""
+    return None if valid_BxN is None else F.pad(valid_BxN, (before, after), value=True)
+
+
 class Read(nn.Module):
     """Summary of [memory ; input] with location embeddings: R tokens [B, R, D].
 
@@ -65,8 +72,9 @@ class Read(nn.Module):
             kind, process_size, width=width, num_heads=num_heads, dropout_rate=dropout_rate
         )
 
-    def forward(self, memory_BxMxD: Tensor, tokens_BxNxD: Tensor) -> Tensor:
-        return self.summarizer(self.positions(concat_memory_input(memory_BxMxD, tokens_BxNxD)))
+    def forward(self, memory_BxMxD: Tensor, tokens_BxNxD: Tensor, valid_BxN: Tensor | None = None) -> Tensor:
+        all_tokens = self.positions(concat_memory_input(memory_BxMxD, tokens_BxNxD))
+        return self.summarizer(all_tokens, _among_others(valid_BxN, memory_BxMxD.shape[1]))
 
 
 class SummaryWrite(nn.Module):
@@ -94,12 +102,21 @@ class SummaryWrite(nn.Module):
             kind, memory_size, width=width, num_heads=num_heads, dropout_rate=dropout_rate
         )
 
-    def forward(self, memory_BxMxD: Tensor, output_BxRxD: Tensor, tokens_BxNxD: Tensor) -> Tensor:
+    def forward(
+        self,
+        memory_BxMxD: Tensor,
+        output_BxRxD: Tensor,
+        tokens_BxNxD: Tensor,
+        valid_BxN: Tensor | None = None,
+    ) -> Tensor:
+        M, R = memory_BxMxD.shape[1], output_BxRxD.shape[1]
         if self.compat == "scenic":
             all_tokens = concat_for_write(memory_BxMxD, tokens_BxNxD, output_BxRxD)
+            valid = _among_others(valid_BxN, M, R)
         else:
             all_tokens = concat_for_write(memory_BxMxD, output_BxRxD, tokens_BxNxD)
-        return self.summarizer(self.positions(all_tokens))
+            valid = _among_others(valid_BxN, M + R)
+        return self.summarizer(self.positions(all_tokens), valid)
 
 
 class EraseAddWrite(nn.Module):
@@ -137,18 +154,27 @@ class EraseAddWrite(nn.Module):
         self.add_tokens = FeedForward(num_control, BOTTLENECK_DIM, NUM_WRITES, dropout_rate)
         self.add_channels = FeedForward(width, BOTTLENECK_DIM, None, dropout_rate)
 
-    def forward(self, memory_BxMxD: Tensor, output_BxRxD: Tensor, tokens_BxNxD: Tensor) -> Tensor:
+    def forward(
+        self,
+        memory_BxMxD: Tensor,
+        output_BxRxD: Tensor,
+        tokens_BxNxD: Tensor,
+        valid_BxN: Tensor | None = None,
+    ) -> Tensor:
         # 1. select memory tokens  2. make erase and add vectors  3. erase and add
-        selected, control = memory_BxMxD, output_BxRxD
+        selected, control, valid = memory_BxMxD, output_BxRxD, None
         if self.compat != "scenic":
+            tokens_BxNxD = keep_valid(tokens_BxNxD, valid_BxN)
             all_tokens = self.positions(concat_for_write(memory_BxMxD, output_BxRxD, tokens_BxNxD))
             size = memory_BxMxD.shape[1]
             selected, control = all_tokens[:, :size], all_tokens[:, size:]
+            valid = _among_others(valid_BxN, output_BxRxD.shape[1])
 
-        weights_BxWxM = normalize_weights(self.select(self.select_norm(selected)).transpose(1, 2))
-        erase_tokens_BxDxW = self.erase_tokens(self.erase_norm(control).transpose(1, 2))
+        logits_BxMxW = self.select(self.select_norm(selected))
+        weights_BxWxM = at_least_float32(logits_BxMxW).softmax(dim=1).transpose(1, 2)
+        erase_tokens_BxDxW = self.erase_tokens(keep_valid(self.erase_norm(control), valid).transpose(1, 2))
         erase_BxWxD = at_least_float32(self.erase_channels(erase_tokens_BxDxW.transpose(1, 2)))
-        add_tokens_BxDxW = self.add_tokens(self.add_norm(control).transpose(1, 2))
+        add_tokens_BxDxW = self.add_tokens(keep_valid(self.add_norm(control), valid).transpose(1, 2))
         add_BxWxD = at_least_float32(self.add_channels(add_tokens_BxDxW.transpose(1, 2)))
         if self.compat != "scenic":
             return erase_and_add(memory_BxMxD, weights_BxWxM, erase_BxWxD.sigmoid(), add_BxWxD)
@@ -159,14 +185,26 @@ class EraseAddWrite(nn.Module):
 class ConcatWrite(nn.Module):
     """Memory as a queue of the latest outputs, without parameters."""
 
-    def forward(self, memory_BxMxD: Tensor, output_BxRxD: Tensor, tokens_BxNxD: Tensor) -> Tensor:
+    def forward(
+        self,
+        memory_BxMxD: Tensor,
+        output_BxRxD: Tensor,
+        tokens_BxNxD: Tensor,
+        valid_BxN: Tensor | None = None,
+    ) -> Tensor:
         return concat_write(memory_BxMxD, output_BxRxD)
 
 
 class NoWrite(nn.Module):
     """A write that leaves the memory as it is, so that every step reads the same memory; without parameters."""
 
-    def forward(self, memory_BxMxD: Tensor, output_BxRxD: Tensor, tokens_BxNxD: Tensor) -> Tensor:
+    def forward(
+        self,
+        memory_BxMxD: Tensor,
+        output_BxRxD: Tensor,
+        tokens_BxNxD: Tensor,
+        valid_BxN: Tensor | None = None,
+    ) -> Tensor:
         return memory_BxMxD
 
 

@@ -1,7 +1,7 @@
 """Token summarisation S_k: any number of tokens in, k tokens out (paper, section 3.1).
 
-Each summariser is a module. The functions at the end of the file are the same modules as pure functions of
-(tokens, parameters).
+Each summariser is a module. Tokens that are not valid count in no summary, whatever they hold. The functions at the
+end of the file are the same modules as pure functions of (tokens, parameters).
 """
 
 import math
@@ -10,7 +10,15 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ttm_torch.machine.layers import FeedForward, MultiHeadAttention, apply, at_least_float32, layer_norm
+from ttm_torch.machine.layers import (
+    FeedForward,
+    MultiHeadAttention,
+    apply,
+    at_least_float32,
+    keep_valid,
+    layer_norm,
+    softmax_over_tokens,
+)
 from ttm_torch.machine.script import script
 
 SUMMARIZERS = ("mlp", "query", "pooling")
@@ -44,7 +52,8 @@ def pooling_summarize(tokens_BxNxD: Tensor, k: int) -> Tensor:
 class MLPSummarizer(nn.Module):
     """TokenLearner 1.1 (Scenic `TokenLearnerModuleV11`): softmax over tokens of MLP(LayerNorm(tokens)).
 
-    The weights come from the normalised tokens. They are applied to the tokens as they are.
+    The weights come from the normalised tokens. They are applied to the tokens as they are. Without a valid token,
+    the summaries are zeros.
     """
 
     def __init__(self, k: int, width: int = 128, dropout_rate: float = 0.0):
@@ -56,12 +65,17 @@ class MLPSummarizer(nn.Module):
         """Compute the logits [B, K, N] of the weights, before the softmax."""
         return self.mlp(self.norm(tokens_BxNxD)).transpose(1, 2)
 
-    def forward(self, tokens_BxNxD: Tensor) -> Tensor:
-        return weighted_sum(tokens_BxNxD, normalize_weights(self.importance_weights(tokens_BxNxD)))
+    def forward(self, tokens_BxNxD: Tensor, valid_BxN: Tensor | None = None) -> Tensor:
+        tokens_BxNxD = keep_valid(tokens_BxNxD, valid_BxN)
+        weights_BxKxN = softmax_over_tokens(self.importance_weights(tokens_BxNxD), 2, valid_BxN)
+        return torch.einsum("bkn,bnd->bkd", weights_BxKxN.to(tokens_BxNxD.dtype), tokens_BxNxD)
 
 
 class QuerySummarizer(nn.Module):
-    """k learned latent queries that attend to the tokens (Scenic `TokenLearnerMHA`; no dropout, as there)."""
+    """k learned latent queries that attend to the tokens (Scenic `TokenLearnerMHA`; no dropout, as there).
+
+    Without a valid token, each summary is the bias of the attention's output.
+    """
 
     def __init__(self, k: int, width: int = 128, num_heads: int = 8):
         super().__init__()
@@ -69,20 +83,24 @@ class QuerySummarizer(nn.Module):
         nn.init.normal_(self.queries, std=0.02)
         self.attention = MultiHeadAttention(width, num_heads)
 
-    def forward(self, tokens_BxNxD: Tensor) -> Tensor:
+    def forward(self, tokens_BxNxD: Tensor, valid_BxN: Tensor | None = None) -> Tensor:
         queries_BxKxD = self.queries.expand(len(tokens_BxNxD), -1, -1)
-        return self.attention(queries_BxKxD, tokens_BxNxD)
+        return self.attention(queries_BxKxD, keep_valid(tokens_BxNxD, valid_BxN), valid_BxN)
 
 
 class PoolingSummarizer(nn.Module):
-    """Average pooling to k tokens, without parameters."""
+    """Average pooling to k tokens, without parameters. A summary that covers no valid token is zeros."""
 
     def __init__(self, k: int):
         super().__init__()
         self.k = k
 
-    def forward(self, tokens_BxNxD: Tensor) -> Tensor:
-        return pooling_summarize(tokens_BxNxD, self.k)
+    def forward(self, tokens_BxNxD: Tensor, valid_BxN: Tensor | None = None) -> Tensor:
+        means_BxKxD = pooling_summarize(keep_valid(tokens_BxNxD, valid_BxN), self.k)
+        if valid_BxN is None:
+            return means_BxKxD
+        shares_BxKx1 = pooling_summarize(valid_BxN[..., None].to(means_BxKxD.dtype), self.k)
+        return means_BxKxD / torch.where(shares_BxKx1 > 0, shares_BxKx1, 1)
 
 
 def make_summarizer(kind: str, k: int, *, width: int, num_heads: int = 8, dropout_rate: float = 0.0) -> nn.Module:
@@ -102,7 +120,7 @@ def make_summarizer(kind: str, k: int, *, width: int, num_heads: int = 8, dropou
 
 
 class _ImportanceWeights(MLPSummarizer):
-    def forward(self, tokens_BxNxD: Tensor) -> Tensor:
+    def forward(self, tokens_BxNxD: Tensor, valid_BxN: Tensor | None = None) -> Tensor:
         return self.importance_weights(tokens_BxNxD)
 
 

@@ -382,7 +382,7 @@ def test_unknown_modes_are_refused_at_construction(fields, message):
     [
         ({}, (B, N, D), None, r"tokens must be \[B, T, N, D\], got shape \(3, 5, 12\)"),
         ({}, (B, 0, N, D), None, r"no empty axis, got shape \(3, 0, 5, 12\)"),
-        ({}, (B, T, N, D), (B, M + 1, D), r"memory must be \(3, 6, 12\), got \(3, 7, 12\)"),
+        ({}, (B, T, N, D), (B, M + 1, D), r"memory must be .*\[3, 6, 12\], got float32\[3, 7, 12\]"),
         (dict(num_heads=5), (B, T, N, D), None, "num_heads must divide the width, got 5 heads for width 12"),
         (
             dict(compat="scenic", read="query", write="query"),
@@ -397,3 +397,53 @@ def test_shapes_that_do_not_fit_are_refused(fields, shape, memory, message):
     memory = None if memory is None else jnp.zeros(memory)
     with pytest.raises(ValueError, match=message):
         jax.eval_shape(machine.init, jax.random.key(0), jnp.zeros(shape), memory)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([[[[1.0]]]],), "tokens must be an array .*, got list"),
+        ((np.ones((B, T, N, D), np.float32), True), r"memory must be .*\[3, 6, 12\], got bool"),
+        ((np.ones((B, T, N, D), np.float32), np.ones((B, M, D), bool)), r"memory must be .*, got bool\[3, 6, 12\]"),
+    ],
+)
+def test_what_is_no_array_of_numbers_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        TokenTuringMachine(**SIZES).init(jax.random.key(0), *arguments)
+
+
+# Where a parameter depends on the number of tokens: positions, and what erase-and-add mixes over tokens.
+ANY_NUMBER = [
+    (TokenTuringMachine(**SIZES), False),
+    (TokenTuringMachine(write="erase_add", positions=False, **SIZES), False),
+    (TokenTuringMachine(write="erase_add", compat="scenic", positions=False, **SIZES), True),
+    (TokenTuringMachine(read="pooling", write="query", positions=False, **SIZES), True),
+    (SimpleTokenTuringMachine(**SIZES), True),
+]
+
+
+@pytest.mark.parametrize(("machine", "any_number"), ANY_NUMBER)
+def test_tokens_of_another_number_or_width_than_the_parameters_are_named(machine, any_number, tokens):
+    params = jax.eval_shape(machine.init, jax.random.key(0), tokens)["params"]
+    step_class = SimpleTokenTuringMachineStep if "Simple" in type(machine).__name__ else TokenTuringMachineStep
+    step = step_class(**{name: getattr(machine, name) for name in step_class.__dataclass_fields__ if name != "parent"})
+
+    def calls(x):
+        yield lambda p: machine.apply({"params": p}, x)
+        yield lambda p: step.apply({"params": p["step"]}, jnp.zeros((B, M, x.shape[-1])), x[:, 0])
+
+    for call in calls(tokens[..., :-1]):
+        with pytest.raises(ValueError, match="tokens must have .*'D': 12.*, got .*'D': 11"):
+            jax.eval_shape(call, params)
+    for call in calls(tokens[:, :, :-1]):
+        if any_number:
+            jax.eval_shape(call, params)
+        else:
+            with pytest.raises(ValueError, match="tokens must have .*'N': 5.*, got .*'N': 4"):
+                jax.eval_shape(call, params)
+
+
+def test_sizes_may_be_integers_of_numpy(tokens):
+    machine = TokenTuringMachine(**{name: np.int64(size) for name, size in SIZES.items()})
+    assert machine == TokenTuringMachine(**SIZES)
+    assert type(machine.memory_size) is int

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,6 +27,8 @@ N, D = 3, 8
         (dict(positions="no"), "positions must be one of False, True; got 'no'"),
         (dict(learned_memory=1), "learned_memory must be one of False, True; got 1"),
         (dict(num_heads=3), "num_heads must divide the width, got 3 heads for width 8"),
+        (dict(gate="open"), "gate must be one of None, 'fixed'; got 'open'"),
+        (dict(gate="fixed", compat="scenic"), "gate must be one of None; got 'fixed'"),
         (dict(compat="scenic", read="pooling"), "compat='scenic' has the read/write modes"),
     ],
 )
@@ -39,15 +42,69 @@ def test_a_wrong_option_is_named(options, message):
     [
         ((2, 3, 8), None, r"tokens must be \[B, T, N, D\], got shape"),
         ((2, 0, 3, 8), None, "tokens must have no empty axis"),
-        ((2, 1, 4, 8), None, r"tokens must be \[B, T, 3, 8\], got shape \(2, 1, 4, 8\)"),
-        ((2, 1, 3, 7), None, r"tokens must be \[B, T, 3, 8\], got shape \(2, 1, 3, 7\)"),
-        ((2, 1, 3, 8), (1, 96, 8), r"memory must be \(2, 96, 8\), got \(1, 96, 8\)"),
+        ((2, 1, 4, 8), None, "tokens must have .*'N': 3.*, got .*'N': 4"),
+        ((2, 1, 3, 7), None, "tokens must have .*'D': 8.*, got .*'D': 7"),
+        ((2, 1, 3, 8), (1, 96, 8), r"memory must be .*\[2, 96, 8\], got float32\[1, 96, 8\]"),
     ],
 )
 def test_a_wrong_shape_is_named(tokens, memory, message):
     machine = ttm_torch.TokenTuringMachine(width=D, num_tokens=N, num_layers=1)
     with pytest.raises(ValueError, match=message):
         machine(torch.zeros(tokens), None if memory is None else torch.zeros(memory))
+
+
+@pytest.mark.parametrize(
+    ("options", "any_number"),
+    [
+        (dict(write="erase_add", positions=False), False),
+        (dict(write="erase_add", compat="scenic", positions=False), True),
+        (dict(read="pooling", write="query", positions=False), True),
+        (dict(simple=True), True),
+    ],
+)
+def test_another_number_of_tokens_where_no_parameter_depends_on_it(options, any_number):
+    """As in JAX."""
+    options = {"memory_size": 4, "num_layers": 1, "num_heads": 2} | options
+    simple = options.pop("simple", False)
+    make = ttm_torch.SimpleTokenTuringMachine if simple else ttm_torch.TokenTuringMachine
+    machine = make(width=D, num_tokens=N, **options)
+    if any_number:
+        assert machine(torch.zeros(2, 1, N + 1, D))[1].shape == (2, 4, D)
+    else:
+        with pytest.raises(ValueError, match="tokens must have .*'N': 3.*, got .*'N': 4"):
+            machine(torch.zeros(2, 1, N + 1, D))
+
+
+TOKENS = torch.zeros(2, 1, N, D)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "options", "message"),
+    [
+        ([[[[0.0]]]], {}, "tokens must be a tensor .*, got list"),
+        (TOKENS, dict(memory=True), r"memory must be .*\[2, 96, 8\], got bool"),
+        (TOKENS, dict(memory=torch.ones(2, 96, 8).bool()), r"memory must be .*, got bool\[2, 96, 8\]"),
+        (TOKENS, dict(valid_BxT=torch.ones(2, 1)), r"valid_BxT must be .*bool\[2, 1\], got float32\[2, 1\]"),
+        (TOKENS, dict(valid_BxTxN=torch.ones(2, 1).bool()), r"valid_BxTxN must be .*\[2, 1, 3\], got bool\[2, 1\]"),
+        (TOKENS, dict(reset_BxT=[[True], [False]]), r"reset_BxT must be .*bool\[2, 1\], got list"),
+    ],
+)
+def test_a_wrong_array_is_named(tokens, options, message):
+    machine = ttm_torch.TokenTuringMachine(width=D, num_tokens=N, num_layers=1)
+    with pytest.raises(ValueError, match=message):
+        machine(tokens, **options)
+
+
+def test_sizes_may_be_integers_of_numpy():
+    sizes = dict(width=D, num_tokens=N, memory_size=4, process_size=2, num_layers=1, mlp_dim=4, num_heads=2)
+    for make in (ttm_torch.TokenTuringMachine, ttm_torch.SimpleTokenTuringMachine):
+        outputs, _ = make(**{name: np.int64(size) for name, size in sizes.items()})(TOKENS)
+        assert outputs.shape == (2, 1, 2, D)
+
+
+def test_a_new_gate_keeps_nine_tenths():
+    machine = ttm_torch.TokenTuringMachine(width=D, num_tokens=N, num_layers=1, gate="fixed")
+    torch.testing.assert_close(machine.step.gate.sigmoid(), torch.full((D,), 0.9))
 
 
 @pytest.mark.parametrize("arguments", [["-c", "import ttm_torch"], ["-m", "ttm_torch.train"]])
