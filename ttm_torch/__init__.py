@@ -115,15 +115,13 @@ from ttm_torch.multiplication.model import (
     extract_eos_probs as extract_eos_probs,
     select_answers as select_answers,
 )
-from ttm_torch.multiplication.multiplier import (
-    Multiplier as Multiplier,
-    load as load,
-)
+from ttm_torch.multiplication.multiplier import Multiplier as Multiplier
 from ttm_torch.multiplication.objective import (
     create_state as create_state,
     eval_step as eval_step,
     train_step as train_step,
 )
+from ttm_torch.tasks import load as load
 from ttm_torch.training.optimizer import (
     Muon as Muon,
     Scheduler as Scheduler,

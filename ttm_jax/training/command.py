@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ttm_jax.cli import Parser, fail, this_python
+from ttm_jax.files import user_path
 from ttm_jax.tasks import load_config, make_task
 from ttm_jax.training.checkpoint_files import CheckpointError
 from ttm_jax.training.config import ConfigError, config_keys, describe, flag_of, flat_values, override
@@ -85,7 +86,7 @@ def resolve(args: argparse.Namespace) -> tuple[Any, Path]:
     overrides = {key: value for key, value in vars(args).items() if "." in key}
     name = DEFAULT_CONFIG if args.config is None else args.config
     stem = Path(name).with_suffix("").name if name.endswith(".toml") else name.replace("/", "-")
-    workdir = Path(args.workdir or f"runs/{args.run_name.format(name=stem)}")
+    workdir = user_path(args.workdir or f"runs/{args.run_name.format(name=stem)}")
     if args.resume and args.config is None:
         saved = RunFolder(workdir).config_path
         if not saved.exists():

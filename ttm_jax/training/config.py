@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-from ttm_jax.files import PACKAGE, shipped
+from ttm_jax.files import PACKAGE, shipped, user_path
 
 DEFAULT_TASK = "multiplication"  # of a file that names none
 DTypeName = Literal["float32", "bfloat16", "float64"]
@@ -178,7 +178,7 @@ def find_config(name: str) -> Path:
     Raises:
         ConfigError: if there is neither.
     """
-    path = Path(name)
+    path = user_path(name)
     if path.suffix == ".toml" or path.exists():
         return path
     folder = shipped_configs()
