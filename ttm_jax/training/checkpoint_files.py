@@ -127,12 +127,14 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 def check_arrays(path: Path, item: str, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
     """Raises CheckpointError where an item's arrays, as text of type and shape by name, are not those wanted."""
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
-            raise CheckpointError(
-                f"checkpoint {path}: {item}/ is of another model: {name} is {found.get(name, 'not there')}, "
-                f"{wanted.get(name, 'nothing')} wanted"
-            )
+    other = [
+        f"{name} is {found.get(name, 'not there')}, {wanted.get(name, 'nothing')} wanted"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
+    if other:
+        more = f"; and {len(other) - 5} more" if len(other) > 5 else ""
+        raise CheckpointError(f"checkpoint {path}: {item}/ is of another model: {'; '.join(other[:5])}{more}")
 
 
 def write_checksums(path: Path) -> None:
