@@ -16,7 +16,7 @@ def convert_checkpoint(source: str | Path, target: str | Path) -> Path:
     What is known of the training goes along; the optimiser's state does not. The result is for use and evaluation.
 
     Args:
-        source: a checkpoint, or a run folder, whose best checkpoint is taken.
+        source: a checkpoint, a run folder, whose best checkpoint is taken, or the name of a shipped one.
         target: a folder that does not exist yet.
 
     Raises:
@@ -60,11 +60,11 @@ def _parser() -> Parser:
         prog="python -m parity.convert",
         description="Carries a checkpoint of ttm_jax to ttm_torch, or back: the same weights to the bit, without the "
         "optimiser's state.",
-        epilog="example: python -m parity.convert checkpoints/multiplication runs/multiplication-torch\n\n"
+        epilog="example: python -m parity.convert multiplication runs/multiplication-torch\n\n"
         "exit status: 0 written, 2 bad input",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", type=Path, metavar="CHECKPOINT", help="of either twin, or a run folder with one")
+    parser.add_argument("source", metavar="CHECKPOINT", help="of either twin, a run folder, or a shipped one's name")
     parser.add_argument("target", type=Path, metavar="NEW_FOLDER", help="where the other twin's is written")
     return parser
 

@@ -15,7 +15,6 @@ from ttm_jax.multiplication.task import MARKS
 from ttm_jax.statistics import wilson_interval
 
 ROOT = Path(__file__).parent.parent
-CHECKPOINTS = ROOT / "checkpoints"
 # Beside the lengths that have a mark: a little less than each has reached.
 REACHED = {
     "multiplication": {"3x3": 0.97, "4x4": 0.97, "5x5": 0.90},
@@ -27,7 +26,7 @@ SCORED = ("1x4", "3x3")  # of which all pairs are answered again; with -m slow a
 
 @cache
 def load(name):
-    return ttm_jax.load(CHECKPOINTS / name)
+    return ttm_jax.load(name)
 
 
 @pytest.fixture(params=REACHED)

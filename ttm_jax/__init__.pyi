@@ -85,10 +85,7 @@ from .multiplication.model import (
     extract_eos_probs as extract_eos_probs,
     select_answers as select_answers,
 )
-from .multiplication.multiplier import (
-    Multiplier as Multiplier,
-    load as load,
-)
+from .multiplication.multiplier import Multiplier as Multiplier
 from .multiplication.objective import create_state as create_state, eval_step as eval_step
 from .multiplication.problems import (
     MultiplicationDataset as MultiplicationDataset,
@@ -107,7 +104,12 @@ from .multiplication.vocab import (
     tokens_to_string as tokens_to_string,
 )
 from .statistics import wilson_interval as wilson_interval
-from .tasks import load_config as load_config
+from .tasks import load as load, load_config as load_config
+from .text.language_model import LanguageModel as LanguageModel, Writer as Writer
+from .text.model import (
+    TransformerLanguageModel as TransformerLanguageModel,
+    TTMLanguageModel as TTMLanguageModel,
+)
 from .training.checkpoint_files import CheckpointError as CheckpointError
 from .training.config import (
     ConfigError as ConfigError,

@@ -1,6 +1,6 @@
 """The command that looks for the causes of a checkpoint's wrong answers.
 
-python -m ttm_jax.diagnose checkpoints/multiplication 3x3 4x4
+python -m ttm_jax.diagnose multiplication 3x3 4x4
 """
 
 import sys

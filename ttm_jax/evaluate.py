@@ -1,26 +1,15 @@
-"""The command that measures a checkpoint on held-out pairs.
+"""The command that measures a checkpoint by its own task, as multiplication on held-out pairs.
 
 python -m ttm_jax.evaluate runs/default
 """
 
 import sys
-from pathlib import Path
 
-from ttm_jax.multiplication.grid import make_evaluation_parser, run_evaluation
-from ttm_jax.multiplication.inside import load_machine
-from ttm_jax.multiplication.multiplier import Multiplier, load
-from ttm_jax.training.run_folder import provenance
+from ttm_jax.tasks import evaluate
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = make_evaluation_parser("ttm_jax", "runs/default")
-    parser.add_argument("--wipe-memory", action="store_true", help="reset memory before each machine step")
-    args = parser.parse_args(argv)
-    return run_evaluation(parser, args, _load_wiped if args.wipe_memory else load, provenance, args.wipe_memory)
-
-
-def _load_wiped(path: Path) -> Multiplier:
-    return load_machine(path).without_memory()
+    return evaluate("ttm_jax", sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == "__main__":

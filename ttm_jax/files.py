@@ -11,6 +11,14 @@ class FileError(ValueError):
     """A file or folder that cannot be used; the message is one line for the user."""
 
 
+def user_path(name: str | Path) -> Path:
+    """Give the path that a user names, "~" as the home folder; where no user is called so it is a name as any."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
 def shipped(package: Path, inside: str, in_checkout: str) -> Path:
     """Find a folder: by its path inside the package, as in a wheel, or else in the checkout that the package is in."""
     folder = package / inside

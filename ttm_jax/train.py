@@ -2,7 +2,8 @@
 
 python -m ttm_jax.train                                  # two CPU cores, a few minutes
 python -m ttm_jax.train --config multiplication          # the checklist's sizes
-python -m ttm_jax.train --workdir runs/default --resume    # go on
+python -m ttm_jax.train --workdir runs/default --resume  # go on
+python -m ttm_jax.train --init runs/default --workdir runs/more  # a new run from the parameters of another
 python -m ttm_jax.train --devices 1                      # not divided between the cores, or GPUs
 """
 
@@ -28,11 +29,12 @@ def start(
     workdir: str | Path,
     resume: bool = False,
     stop: Callable[[], bool] = lambda: False,
+    init: str | Path | None = None,
     num_devices: int | None = None,
 ) -> Iterator[Event]:
     """Give the events of a run in JAX; see `ttm_jax.training.loop.train`."""
     engine = JaxEngine(make_objective(config), config.optimizer, config.train.seed, task.batch_size, num_devices)
-    yield from train(config, task, engine, workdir, resume, stop)
+    yield from train(config, task, engine, workdir, resume, stop, init)
 
 
 def make_parser(argv: Sequence[str] | None = None) -> Parser:

@@ -15,7 +15,6 @@ from ttm_jax.multiplication.config import (
     ModelConfig as ModelConfig,
     TrainConfig as TrainConfig,
 )
-from ttm_jax.statistics import wilson_interval as wilson_interval
 from ttm_jax.multiplication.problems import (
     MultiplicationDataset as MultiplicationDataset,
     augment_batch as augment_batch,
@@ -32,6 +31,7 @@ from ttm_jax.multiplication.vocab import (
     number_to_tokens as number_to_tokens,
     tokens_to_string as tokens_to_string,
 )
+from ttm_jax.statistics import wilson_interval as wilson_interval
 from ttm_jax.tasks import load_config as load_config
 from ttm_jax.training.checkpoint_files import CheckpointError as CheckpointError
 from ttm_jax.training.config import (
@@ -115,15 +115,13 @@ from ttm_torch.multiplication.model import (
     extract_eos_probs as extract_eos_probs,
     select_answers as select_answers,
 )
-from ttm_torch.multiplication.multiplier import (
-    Multiplier as Multiplier,
-    load as load,
-)
+from ttm_torch.multiplication.multiplier import Multiplier as Multiplier
 from ttm_torch.multiplication.objective import (
     create_state as create_state,
     eval_step as eval_step,
     train_step as train_step,
 )
+from ttm_torch.tasks import load as load
 from ttm_torch.training.optimizer import (
     Muon as Muon,
     Scheduler as Scheduler,

@@ -27,6 +27,7 @@ def start(
     workdir: str | Path,
     resume: bool = False,
     stop: Callable[[], bool] = lambda: False,
+    init: str | Path | None = None,
     device: str | None = None,
 ) -> Iterator[Event]:
     """Yield the events of a run in PyTorch; see `ttm_jax.training.loop.train`.
@@ -35,7 +36,7 @@ def start(
     """
     objective = make_objective(config, "ttm_torch")
     engine = TorchEngine(objective, config.optimizer, config.train.seed, task.batch_size, find_device(device))
-    yield from train(config, task, engine, workdir, resume, stop)
+    yield from train(config, task, engine, workdir, resume, stop, init)
 
 
 def make_parser(argv: Sequence[str] | None = None) -> Parser:

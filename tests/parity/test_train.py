@@ -55,8 +55,8 @@ def runs(tiny_config, run_display, tmp_path_factory):
         twin = TorchEngine(make_objective(config, "ttm_torch"), *shared, torch.device("cpu"))
         params, start = engine.start(engine.plans[0]).params, twin.start
 
-        def start_with_the_same_weights(plan):
-            state = start(plan)
+        def start_with_the_same_weights(plan, init=None):
+            state = start(plan, init)
             state.model.load_state_dict(to_torch(params))
             return state
 

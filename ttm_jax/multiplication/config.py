@@ -12,7 +12,7 @@ from ttm_jax.multiplication.problems import (
     held_out_pairs,
 )
 from ttm_jax.training import config as training
-from ttm_jax.training.config import ConfigError, DTypeName, OptimizerConfig, require, require_positive
+from ttm_jax.training.config import LATER, ConfigError, DTypeName, OptimizerConfig, require, require_positive
 
 ScheduleName = Literal["digit", "product"]
 RematName = Literal["none", "dots", "deep_dots", "full"]  # from the most memory to the least
@@ -111,8 +111,8 @@ class TrainConfig(training.TrainConfig):
     """The loop; how many held-out pairs of each length it takes and shows, and when the last stage ends early."""
 
     eval_pairs: int = 512
-    num_examples: int = 4
-    patience_epochs: int | None = 20
+    num_examples: int = field(default=4, metadata=LATER)
+    patience_epochs: int | None = field(default=20, metadata=LATER)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -187,10 +187,10 @@ def make_parser() -> Parser:
         prog="python -m ttm_jax.diagnose",
         description="The wrong answers of a checkpoint to held-out pairs: their first wrong digits, whether the carry "
         "into them was known, and where the reads looked.",
-        epilog="example: python -m ttm_jax.diagnose checkpoints/multiplication 3x3 4x4",
+        epilog="example: python -m ttm_jax.diagnose multiplication 3x3 4x4",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("checkpoint", help="a checkpoint, or a run folder (its best checkpoint)")
+    parser.add_argument("checkpoint", help="a checkpoint, a run folder (its best one), or the name of a shipped one")
     parser.add_argument("lengths", nargs="*", type=_length, default=LENGTHS, help="digits of the operands, such as 3x2")
     parser.add_argument("--pairs", type=positive_int, default=1000, help="held-out pairs of a length, at most")
     parser.add_argument("--batch-size", type=positive_int, default=256, help="problems computed at a time")

@@ -111,7 +111,7 @@ def make_evaluation_parser(package: str, run: str) -> Parser:
         epilog=f"example: python -m {package}.evaluate {run} --pairs 1000",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("checkpoint", help="a checkpoint, or a run folder (its best checkpoint)")
+    parser.add_argument("checkpoint", help="a checkpoint, a run folder (its best one), or the name of a shipped one")
     parser.add_argument("--pairs", type=positive_int, default=1000, help="held-out pairs a cell, at most")
     parser.add_argument(
         "--max-digits", type=int, choices=range(1, MAX_DIGITS + 1), default=MAX_DIGITS, help="of an operand"

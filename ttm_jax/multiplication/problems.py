@@ -4,7 +4,7 @@ A batch is a pure function of (seed, step, mixture): a run that is resumed, and 
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 
@@ -42,7 +42,11 @@ class Batch(NamedTuple):
     lengths: np.ndarray
 
 
-def is_held_out(a, b):
+@overload
+def is_held_out(a: int, b: int) -> bool: ...
+@overload
+def is_held_out(a: np.ndarray, b: np.ndarray) -> np.ndarray: ...
+def is_held_out(a: int | np.ndarray, b: int | np.ndarray) -> bool | np.ndarray:
     """Say which pairs training never samples: 10 % of them by a fixed hash of the unordered pair.
 
     Pairs of single digits are never held out. Takes ints or arrays (broadcast together); returns bool or an array.

@@ -3,7 +3,7 @@
 A checkpoint is a folder with `params/` (weights), `meta/` (JSON: format, config, progress, versions) and, where
 training can go on from it, `training/` (optimiser state). It is written under another name and renamed when it is
 complete, so a checkpoint is complete or absent; `checksums.json` tells when it was damaged later. A run folder keeps
-the latest two in `checkpoints/STEP` and the best in `best/STEP`.
+the latest two in `checkpoints/STEP` and the best in `best/STEP`. Some come with the package, each under its name.
 """
 
 import hashlib
@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ttm_jax.files import PACKAGE, shipped, user_path
+
 JAX_FORMAT, TORCH_FORMAT = "ttm-multiplier-1", "ttm-multiplier-torch-1"
-_PACKAGES = {JAX_FORMAT: "ttm_jax", TORCH_FORMAT: "ttm_torch"}
+FORMATS = {"ttm_jax": JAX_FORMAT, "ttm_torch": TORCH_FORMAT}
+_PACKAGES = {name: package for package, name in FORMATS.items()}
 LATEST, BEST = "checkpoints", "best"
 KEPT = {LATEST: 2, BEST: 1}
 CHECKSUMS = "checksums.json"
@@ -23,29 +26,46 @@ class CheckpointError(ValueError):
     """A checkpoint that is missing, foreign or damaged; the message is one line for the user."""
 
 
-def find_checkpoint(path: str | Path, kinds: tuple[str, ...] = (BEST, LATEST)) -> Path:
-    """The checkpoint that a path stands for: itself, or the newest of the first kind that a run folder has.
+def find_checkpoint(name: str | Path, kinds: tuple[str, ...] = (BEST, LATEST)) -> Path:
+    """Find the checkpoint that a user names; what exists counts before what is shipped.
+
+    Args:
+        name: a checkpoint, a folder of them ("runs/quick/best"), a run folder ("runs/quick", "~/runs/quick"), or the
+            name of a shipped one ("five_digits").
+        kinds: which ones of a run folder are wanted; the newest of the first kind that it has is taken. Shipped ones
+            are to be used, as `BEST` is, and are not found among `LATEST` alone.
 
     Raises:
         CheckpointError: if there is none.
     """
-    path = Path(path).absolute()
+    path = user_path(name).absolute()
     try:
         names = [entry.name for entry in path.iterdir()]
-        if {"params", "meta"} <= set(names):
-            return path
-        for kind in kinds:
-            if kind in names and (steps := saved_steps(path, kind)):
-                return path / kind / str(steps[-1])
     except FileNotFoundError:
-        raise CheckpointError(f"checkpoint {path}: no such file or folder") from None
+        return _shipped(Path(name), path, kinds)
     except NotADirectoryError:
-        pass  # said below
+        names = []  # said below
     except OSError as error:
         raise CheckpointError(f"checkpoint {path}: cannot be read: {error.strerror}") from None
+    if {"params", "meta"} <= set(names):
+        return path
+    for folder in (*(path / kind for kind in kinds if kind in names), path):
+        if names and (steps := saved_steps(folder.parent, folder.name)):
+            return folder / str(steps[-1])
     raise CheckpointError(
         f"checkpoint {path}: neither a checkpoint (a folder with params/ and meta/) nor a run folder with one"
     )
+
+
+def _shipped(name: Path, path: Path, kinds: tuple[str, ...]) -> Path:
+    """Find a shipped checkpoint by its name, where there is nothing at the path that the name would be."""
+    missing = f"checkpoint {path}: no such file or folder"
+    if BEST not in kinds or len(name.parts) != 1:
+        raise CheckpointError(missing)
+    known = {found.parent.name: found.parent for found in shipped(PACKAGE, "checkpoints", "checkpoints").glob("*/meta")}
+    if name.name not in known:
+        raise CheckpointError(f"{missing}, and none of the shipped ones: {', '.join(sorted(known))}")
+    return known[name.name]
 
 
 def saved_steps(workdir: Path, kind: str) -> list[int]:
@@ -107,12 +127,14 @@ def _read_meta(path: Path) -> dict[str, Any]:
 
 def check_arrays(path: Path, item: str, found: Mapping[str, str], wanted: Mapping[str, str]) -> None:
     """Raises CheckpointError where an item's arrays, as text of type and shape by name, are not those wanted."""
-    for name in sorted(found.keys() | wanted.keys()):
-        if found.get(name) != wanted.get(name):
-            raise CheckpointError(
-                f"checkpoint {path}: {item}/ is of another model: {name} is {found.get(name, 'not there')}, "
-                f"{wanted.get(name, 'nothing')} wanted"
-            )
+    other = [
+        f"{name} is {found.get(name, 'not there')}, {wanted.get(name, 'nothing')} wanted"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
+    if other:
+        more = f"; and {len(other) - 5} more" if len(other) > 5 else ""
+        raise CheckpointError(f"checkpoint {path}: {item}/ is of another model: {'; '.join(other[:5])}{more}")
 
 
 def write_checksums(path: Path) -> None:

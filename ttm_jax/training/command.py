@@ -1,7 +1,6 @@
 """The command that trains, the same for both twins: its flags, the config that they ask for, Ctrl-C, what it prints."""
 
 import argparse
-import json
 import shlex
 import signal
 import sys
@@ -10,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ttm_jax.cli import Parser, fail, this_python
+from ttm_jax.files import user_path
 from ttm_jax.tasks import load_config, make_task
 from ttm_jax.training.checkpoint_files import CheckpointError
-from ttm_jax.training.config import ConfigError, config_keys, describe, flag_of, flat_values, override
+from ttm_jax.training.config import ConfigError, config_keys, describe, flag_of, flat_values, override, show_value
 from ttm_jax.training.display import make_display
 from ttm_jax.training.loop import Ended, Event, NonFiniteLoss, Started
 from ttm_jax.training.plan import OutOfMemory
@@ -21,8 +21,8 @@ from ttm_jax.training.task import Task
 
 DEFAULT_CONFIG = "default"
 
-# Of config, task, run folder, whether to resume, and the question whether to stop.
-Start = Callable[[Any, Task, Path, bool, Callable[[], bool]], Iterator[Event]]
+# Of config, task, run folder, whether to resume, the question whether to stop, and the checkpoint to start from.
+Start = Callable[[Any, Task, Path, bool, Callable[[], bool], str | None], Iterator[Event]]
 
 
 class StopSignal:
@@ -47,7 +47,7 @@ def make_training_parser(package: str, argv: Sequence[str] | None = None, run_na
     """
     parser = Parser(
         prog=f"python -m {package}.train",
-        usage="%(prog)s [--config CONFIG] [--workdir WORKDIR] [--resume] [--SECTION.KEY VALUE ...]",
+        usage="%(prog)s [--config CONFIG] [--workdir WORKDIR] [--resume | --init CHECKPOINT] [--SECTION.KEY VALUE ...]",
         description="Trains a Token Turing Machine.",
         epilog=f"example: python -m {package}.train --config multiplication --workdir runs/big --model.memory-size 64",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -64,8 +64,7 @@ def make_training_parser(package: str, argv: Sequence[str] | None = None, run_na
     keys = parser.add_argument_group("config", f"override a key of the config; its value in {name} is in brackets")
     values = flat_values(config)
     for key, hint in config_keys(type(config)).items():
-        value = json.dumps(values[key]).strip('"')
-        words = f"{describe(hint)} ({'none' if value == 'null' else value})".replace("%", "%%")
+        words = f"{describe(hint)} ({show_value(values[key])})".replace("%", "%%")
         keys.add_argument(flag_of(key), dest=key, metavar="VALUE", default=argparse.SUPPRESS, help=words)
     return parser
 
@@ -73,7 +72,9 @@ def make_training_parser(package: str, argv: Sequence[str] | None = None, run_na
 def _add_choice_of_config(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--config", help=f"a TOML file, or the name of a shipped config (default: {DEFAULT_CONFIG})")
     parser.add_argument("--workdir", help=f"the run folder (default: runs/{default} of the config)")
-    parser.add_argument("--resume", action="store_true", help="go on from the latest checkpoint of the run folder")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--resume", action="store_true", help="go on from the latest checkpoint of the run folder")
+    start.add_argument("--init", metavar="CHECKPOINT", help="start from its parameters; all else is the config's")
 
 
 def resolve(args: argparse.Namespace) -> tuple[Any, Path]:
@@ -85,7 +86,7 @@ def resolve(args: argparse.Namespace) -> tuple[Any, Path]:
     overrides = {key: value for key, value in vars(args).items() if "." in key}
     name = DEFAULT_CONFIG if args.config is None else args.config
     stem = Path(name).with_suffix("").name if name.endswith(".toml") else name.replace("/", "-")
-    workdir = Path(args.workdir or f"runs/{args.run_name.format(name=stem)}")
+    workdir = user_path(args.workdir or f"runs/{args.run_name.format(name=stem)}")
     if args.resume and args.config is None:
         saved = RunFolder(workdir).config_path
         if not saved.exists():
@@ -107,7 +108,7 @@ def run_training(parser: Parser, args: argparse.Namespace, start: Start, kept_fl
     try:
         config, workdir = resolve(args)
         task = make_task(config)
-        events = start(config, task, workdir, args.resume, lambda: stop.requested)
+        events = start(config, task, workdir, args.resume, lambda: stop.requested, args.init)
         started = next(events)
     except (ConfigError, CheckpointError) as error:
         return fail(parser, error)

@@ -12,13 +12,14 @@ import tomllib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
-from ttm_jax.files import PACKAGE, shipped
+from ttm_jax.files import PACKAGE, shipped, user_path
 
 DEFAULT_TASK = "multiplication"  # of a file that names none
+LATER = {"later": True}  # metadata of a key that a run may change when it goes on: nothing before depends on it
 DTypeName = Literal["float32", "bfloat16", "float64"]
 
 
@@ -57,10 +58,10 @@ class TrainConfig:
     """The loop: an epoch is `steps_per_epoch` optimiser steps (data are drawn anew, there is no pass over a set)."""
 
     seed: int = 0
-    max_epochs: int = 1000
+    max_epochs: int = field(default=1000, metadata=LATER)
     steps_per_epoch: int = 100
     eval_every_epochs: int = 10
-    eval_batch_size: int = 512
+    eval_batch_size: int = field(default=512, metadata=LATER)
 
     def __post_init__(self) -> None:
         require_positive(self, "max_epochs", "steps_per_epoch", "eval_every_epochs")
@@ -145,6 +146,11 @@ def flat_values(config: Any) -> dict[str, Any]:
     return flat
 
 
+def show_value(value: Any) -> str:
+    """Write the plain value of a key as a flag takes it."""
+    return "none" if value is None else json.dumps(value).strip('"')
+
+
 def config_to_toml(config: Any) -> str:
     """Give the whole config as TOML that reads back to the same config."""
 
@@ -172,13 +178,25 @@ def changed_keys(a: Any, b: Any) -> list[str]:
     return [key for key in flat_a | flat_b if flat_a.get(key) != flat_b.get(key)]
 
 
+def later_keys(config: Any) -> list[str]:
+    """List the dotted keys that a run may change when it goes on."""
+    sections = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return [
+        f"{name}.{field.name}"
+        for name, section in sections.items()
+        if dataclasses.is_dataclass(section)
+        for field in dataclasses.fields(section)
+        if field.metadata.get("later")
+    ]
+
+
 def find_config(name: str) -> Path:
     """Find a config: a file, or a shipped one by its name ("default"), where need be with its task ("text/quick").
 
     Raises:
         ConfigError: if there is neither.
     """
-    path = Path(name)
+    path = user_path(name)
     if path.suffix == ".toml" or path.exists():
         return path
     folder = shipped_configs()

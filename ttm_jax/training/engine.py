@@ -38,8 +38,11 @@ class Engine(Protocol[State]):
     @property
     def leads(self) -> bool: ...
 
-    def start(self, plan: StepPlan) -> State:
-        """Make a fresh state where the plan computes; it follows from the seed alone."""
+    def start(self, plan: StepPlan, init: Path | None = None) -> State:
+        """Make a fresh state where the plan computes; it follows from the seed alone.
+
+        Where `init` is given, a checkpoint of this format, its parameters take the place of fresh ones.
+        """
         ...
 
     def load(self, checkpoint: Path, plan: StepPlan) -> State:

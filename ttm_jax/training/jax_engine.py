@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from ttm_jax.training.checkpoint import CheckpointFolder, load_state
+from ttm_jax.training.checkpoint import CheckpointFolder, load_params, load_state
 from ttm_jax.training.checkpoint_files import JAX_FORMAT
 from ttm_jax.training.config import OptimizerConfig
 from ttm_jax.training.mesh import Placement, place, shardings_of
@@ -58,10 +58,11 @@ class JaxEngine:
         self.plans = tuple(plans)
         self.leads = jax.process_index() == 0
 
-    def start(self, plan: StepPlan) -> TrainState:
+    def start(self, plan: StepPlan, init: Path | None = None) -> TrainState:
         """Make a fresh state; its parameters are born where they belong."""
         make, shapes = self._fresh()
-        return jax.jit(make, out_shardings=self._shardings(shapes, plan))(jax.random.key(self._seed))
+        params = None if init is None else load_params(init, self._objective)
+        return jax.jit(make, out_shardings=self._shardings(shapes, plan))(jax.random.key(self._seed), params=params)
 
     def load(self, checkpoint: Path, plan: StepPlan) -> TrainState:
         _, shapes = self._fresh()

@@ -21,7 +21,10 @@ from ttm_jax.training.config import (
     changed_keys,
     config_from_dict,
     config_to_dict,
+    flat_values,
+    later_keys,
     read_values,
+    show_value,
 )
 from ttm_jax.training.engine import Engine, State
 from ttm_jax.training.plan import OutOfMemory, StepPlan
@@ -119,6 +122,7 @@ def train(
     workdir: str | Path,
     resume: bool = False,
     stop: Callable[[], bool] = lambda: False,
+    init: str | Path | None = None,
 ) -> Iterator[Event]:
     """Train until the end, a stop or an error.
 
@@ -129,14 +133,17 @@ def train(
         workdir: the run folder.
         resume: whether to go on from its latest checkpoint.
         stop: asked after each step; where it says True the run is saved and ends.
+        init: the checkpoint that a new run has its parameters from, as `find_checkpoint` takes it; fresh ones where
+            None. A run that is resumed has its own.
 
     Raises:
         ConfigError: at the first event, if the folder has a run and `resume` is off, or its config is another one.
-        CheckpointError: if `resume` is on and there is no checkpoint that can be read.
+            Keys that nothing before depends on may differ (see `later_keys`).
+        CheckpointError: if `resume` is on and there is no checkpoint that can be read, or `init` does not fit.
         NonFiniteLoss: naming the step, its batch and the last good checkpoint.
         OutOfMemory: if memory runs out, and there is nothing left to fall back to.
     """
-    run = _Run(config, task, engine, workdir, resume)
+    run = _Run(config, task, engine, workdir, resume, init)
     for event in run.events(stop):
         if isinstance(event, Trained | Evaluated | FellBack):
             run.folder.append(event.record)
@@ -144,33 +151,47 @@ def train(
 
 
 class _Run(Generic[State]):
-    def __init__(self, config: RunConfig, task: Task, engine: Engine[State], workdir: str | Path, resume: bool):
+    def __init__(
+        self,
+        config: RunConfig,
+        task: Task,
+        engine: Engine[State],
+        workdir: str | Path,
+        resume: bool,
+        init: str | Path | None,
+    ):
         self._config, self._task, self._engine = config, task, engine
         self.folder = RunFolder(workdir, writes=engine.leads)
         self._fresh_task = copy.deepcopy(task.to_dict())
-        self._provenance = engine.origin()
+        self._init: str | None = None  # the checkpoint of the first parameters
+        self._origin = engine.origin()
         self._eval_batch_size = config.train.eval_batch_size
         self._pending: tuple[Batch, Mapping[str, Any]] | None = None  # the last step, whose metrics have not been read
         self._state: State
         self._notes: list[Said] = []  # what an evaluation had to say before it ended
-        # Where a run starts from: 1. with `resume`, the latest checkpoint of its folder; 2. the seed.
+        # Where a run starts from: 1. with `resume`, the latest checkpoint of its folder; 2. the parameters of `init`,
+        # which its folder remembers; 3. the seed.
         if resume:
             self._restore()
+            self.folder.write_config(config)
         else:
             if self.folder.metrics_path.exists() or (self.folder.path / LATEST).exists():
                 raise ConfigError(
                     f"{workdir} has a run already; --resume goes on with it, --workdir names another folder"
                 )
-            self.folder.create(config, self._provenance)
+            self._init = None if init is None else str(find_checkpoint(init))
             self._begin(engine.plans[0])
+            self.folder.create(config, self._provenance())
         self._latest, self._best = (engine.open_checkpoints(self.folder.path, kind) for kind in (LATEST, BEST))
 
     def events(self, stop: Callable[[], bool]) -> Iterator[Event]:
-        total_steps = self._config.train.max_epochs * self._config.train.steps_per_epoch
+        total_steps = self._total_steps()
         self._started = time.perf_counter() - self.progress.seconds
         self._throughput = _Throughput(self._task.batch_size)
         plan = self.progress.plan
         yield Started(self.progress.step, total_steps, self._engine.describe(self._state, plan))
+        if self._init is not None and not self.progress.step:
+            yield Said(f"the parameters are those of {self._init}")
         if plan != self._engine.plans[0]:
             yield Said(f"memory ran out before: going on with {self._engine.describe_plan(plan)}")
         # The order below decides what a resumed run sees; a checkpoint is taken at the end of a turn only.
@@ -278,7 +299,10 @@ class _Run(Generic[State]):
 
     def _begin(self, plan: StepPlan) -> None:
         self._task.load_dict(copy.deepcopy(self._fresh_task))
-        self._state = self._made(lambda: self._engine.start(plan))
+        init = None if self._init is None else find_checkpoint(self._init)
+        if init is not None:
+            read_meta(init, self._engine.format)
+        self._state = self._made(lambda: self._engine.start(plan, init))
         self.progress = Progress(plan)
 
     def _made(self, make: Callable[[], State]) -> State:
@@ -293,14 +317,20 @@ class _Run(Generic[State]):
         """Go to the latest checkpoint, or to the start where there is none yet; with its own plan where None."""
         config_path = self.folder.config_path
         if config_path.exists() and not saved_steps(self.folder.path, LATEST):
-            self._refuse_changes(read_values(config_path))
+            self._compare(read_values(config_path))
+            self._init = self.folder.init()
             self._begin(plan or self._engine.plans[0])  # it ended before its first checkpoint
         else:
             checkpoint = find_checkpoint(self.folder.path, (LATEST,))
             meta = read_meta(checkpoint, self._engine.format)
-            self._refuse_changes(meta["config"])
-            saved = meta["progress"]
+            changed = self._compare(meta["config"])
+            saved, self._init = meta["progress"], meta["provenance"].get("init")
             self.progress = Progress.from_dict(saved, list(self._engine.plans))
+            if self._total_steps() < self.progress.step:
+                done = math.ceil(self.progress.step / self._config.train.steps_per_epoch)
+                fewer = f"train.max_epochs must be at least {done}, got {self._config.train.max_epochs}"
+                raise ConfigError(f"{fewer}: {self.folder.path} has done {done} epochs already")
+            self.progress.early_stop &= not changed  # the next evaluation decides anew
             self.progress.plan = plan or self.progress.plan
             self._task.load_dict(saved["task"] if "task" in saved else saved["curriculum"])  # so until version 0.1
             self._state = self._made(lambda: self._engine.load(checkpoint, self.progress.plan))
@@ -327,9 +357,15 @@ class _Run(Generic[State]):
         text = f"{where}: going on from step {self.progress.step} with {self._engine.describe_plan(plan)}"
         return FellBack(record, text)
 
-    def _refuse_changes(self, saved: Mapping[str, Any]) -> None:
-        if changed := changed_keys(config_from_dict(type(self._config), saved), self._config):
-            raise ConfigError(f"{self.folder.path} was trained with another config; changed: {', '.join(changed)}")
+    def _compare(self, saved: Mapping[str, Any]) -> bool:
+        """Say whether the config is another than the saved one; refuse what the run so far depends on."""
+        before = config_from_dict(type(self._config), saved)
+        changed = changed_keys(before, self._config)
+        if refused := [key for key in changed if key not in later_keys(self._config)]:
+            old, new = flat_values(before), flat_values(self._config)
+            values = ", ".join(f"{key} was {show_value(old[key])}, got {show_value(new[key])}" for key in refused)
+            raise ConfigError(f"{self.folder.path} was trained with another config: {values}")
+        return bool(changed)
 
     def _where(self) -> dict[str, int]:
         step = self.progress.step
@@ -341,8 +377,14 @@ class _Run(Generic[State]):
             "config": config_to_dict(self._config),
             "progress": {**asdict(self.progress), "task": self._task.to_dict()},
             "examples": self.progress.step * self._task.batch_size,
-            "provenance": self._provenance,
+            "provenance": self._provenance(),
         }
+
+    def _provenance(self) -> dict[str, Any]:
+        return self._origin if self._init is None else {**self._origin, "init": self._init}
+
+    def _total_steps(self) -> int:
+        return self._config.train.max_epochs * self._config.train.steps_per_epoch
 
     def _save(self) -> None:
         self._latest.save(self._state, self._meta())

@@ -15,7 +15,7 @@ from typing import Any
 from ttm_jax.files import PACKAGE
 from ttm_jax.hardware.detect import processor_name
 from ttm_jax.plotting import pyplot
-from ttm_jax.training.config import config_to_toml
+from ttm_jax.training.config import ConfigError, config_to_toml
 from ttm_jax.training.task import Curve
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -39,8 +39,27 @@ class RunFolder:
         """Make the folder with `config.toml` and `versions.json` (see `provenance`)."""
         if self._writes:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.config_path.write_text(config_to_toml(config), encoding="utf-8")
             (self.path / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
+            self.write_config(config)
+
+    def write_config(self, config: Any) -> None:
+        """Write `config.toml`, complete or not at all."""
+        if self._writes:
+            temporary = self.config_path.with_suffix(".tmp")
+            temporary.write_text(config_to_toml(config), encoding="utf-8")
+            temporary.replace(self.config_path)
+
+    def init(self) -> str | None:
+        """Give the checkpoint whose parameters the run started from, as `versions.json` says; None where it is none.
+
+        Raises:
+            ConfigError: if that file is missing or damaged.
+        """
+        path = self.path / "versions.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8")).get("init")
+        except (OSError, ValueError, AttributeError):
+            raise ConfigError(f"{path}: missing or damaged, and it says whether the run started from --init") from None
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a line to the metrics, at once on disk."""

@@ -108,10 +108,11 @@ def make_state(
     key: jax.Array,
     batch_size: int = 1,
     scale: LossScale | None = None,
+    params: Params | None = None,
 ) -> TrainState:
-    """Make a fresh state; parameters and dropout follow from the key alone."""
+    """Make a fresh state; dropout, and parameters where none are given, follow from the key alone."""
     init_key, dropout_key = jax.random.split(key)
-    params = objective.init(init_key)
+    params = objective.init(init_key) if params is None else params
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

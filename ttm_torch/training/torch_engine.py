@@ -12,7 +12,7 @@ from ttm_jax.training.config import OptimizerConfig
 from ttm_jax.training.plan import StepPlan, make_plans
 from ttm_jax.training.rows import predict_rows
 from ttm_jax.training.task import Arrays
-from ttm_torch.training.checkpoint import CheckpointFolder, load_state
+from ttm_torch.training.checkpoint import CheckpointFolder, load_model, load_state
 from ttm_torch.training.device import device_name, provenance
 from ttm_torch.training.step import Objective, TrainState, evaluation_mode, make_state, random_seed, take_step
 
@@ -38,8 +38,11 @@ class TorchEngine:
         self._batch_size, self._device = batch_size, device
         self.plans = tuple(make_plans(batch_size))
 
-    def start(self, plan: StepPlan) -> TrainState:
-        return make_state(self._objective, self._optimizer, self._seed, self._batch_size, self._device)
+    def start(self, plan: StepPlan, init: Path | None = None) -> TrainState:
+        state = make_state(self._objective, self._optimizer, self._seed, self._batch_size, self._device)
+        if init is not None:
+            load_model(init, state.model)
+        return state
 
     def load(self, checkpoint: Path, plan: StepPlan) -> TrainState:
         return load_state(checkpoint, self.start(plan))

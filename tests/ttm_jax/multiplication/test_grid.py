@@ -4,7 +4,6 @@ import io
 import json
 import shutil
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,8 +96,7 @@ def test_json_is_one_object(tiny_run, command):
 
 def test_memory_wiped(command):
     """Without what was carried a network that is right knows the units, and little else."""
-    checkpoint = Path(ttm_jax.__file__).parents[1] / "checkpoints/five_digits"
-    code, out, _ = command(checkpoint, "--json", "--max-digits", "2", "--pairs", "50", "--wipe-memory")
+    code, out, _ = command("five_digits", "--json", "--max-digits", "2", "--pairs", "50", "--wipe-memory")
     result = json.loads(out)
     assert code == 0
     assert result["memory_wiped"] is True

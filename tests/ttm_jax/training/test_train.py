@@ -386,9 +386,10 @@ class TestCommand:
         changes = ["--model.width", "32", "--optimizer.learning-rate", "0.5", "--train.max-epochs", "9"]
         code, _, err = command(*config, "--workdir", tiny_run.path, "--resume", *changes)
         assert code == 2
-        assert err.endswith(
-            "was trained with another config; changed: model.width, optimizer.learning_rate, train.max_epochs\n"
-        )
+        for told in ("model.width was 16, got 32", "optimizer.learning_rate was 0.01, got 0.5"):
+            assert told in err
+        assert "max_epochs" not in err  # which may change
+        assert err.count("\n") == 1
         assert checksums(tiny_run.path) == before
 
     def test_a_changed_config_is_refused_before_the_first_checkpoint_as_well(self, config_file, tmp_path, command):
@@ -397,7 +398,7 @@ class TestCommand:
         (run / "config.toml").write_bytes(config_file.read_bytes())
         code, _, err = command("--workdir", run, "--resume", "--train.seed", "8")
         assert code == 2
-        assert err.endswith("was trained with another config; changed: train.seed\n")
+        assert err.endswith("was trained with another config: train.seed was 7, got 8\n")
 
     def test_a_truncated_checkpoint_is_not_gone_on_from(self, tiny_config, tmp_path, train, command):
         train(tiny_config, tmp_path, stop_at=3)

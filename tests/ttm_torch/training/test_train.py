@@ -378,3 +378,24 @@ def test_progress_is_json(tiny_run):
     meta = load_meta(find_checkpoint(tiny_run.path, (LATEST,)))[1]
     assert meta["progress"]["step"] == 40
     assert meta["provenance"]["torch"] == torch.__version__
+
+
+class TestInit:
+    def test_parameters_are_those_and_all_else_is_fresh(self, tiny_run, tiny_config, tmp_path):
+        """After one step of a rate of almost nothing."""
+        config = override(tiny_config, {"train.seed": "8", "optimizer.learning_rate": "1e-9"})
+        for event in start(config, make_task(config), tmp_path, stop=lambda: True, init=tiny_run.path, device="cpu"):
+            assert getattr(event, "step", 0) <= 1
+        theirs, ours = ttm_torch.load(tiny_run.path).model, load_state(tmp_path / LATEST / "1", create_state(config))
+        for (name, wanted), found in zip(theirs.state_dict().items(), ours.model.state_dict().values(), strict=True):
+            torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0, msg=name)
+        assert ours.step == 1
+        assert {entry["step"].item() for entry in ours.optimizer.state_dict()["state"].values()} == {1}
+        said = json.loads((tmp_path / "versions.json").read_text())["init"]
+        assert said == str(find_checkpoint(tiny_run.path))
+
+    def test_a_checkpoint_of_jax_is_to_be_converted_first(self, config_file, tmp_path, command):
+        code, out, err = command("--config", config_file, "--workdir", tmp_path / "run", "--init", "five_digits")
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "python -m parity.convert" in err
+        assert not (tmp_path / "run").exists()

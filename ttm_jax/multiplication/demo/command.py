@@ -12,7 +12,6 @@ from pathlib import Path
 from rich.console import Console
 
 from ttm_jax.cli import Parser, fail, this_python
-from ttm_jax.files import PACKAGE, shipped
 from ttm_jax.multiplication.demo.picture import SUFFIXES, PictureError, save_picture
 from ttm_jax.multiplication.demo.problem import EXAMPLE, ProblemError, parse_problem
 from ttm_jax.multiplication.demo.terminal import answer_line, render
@@ -21,7 +20,7 @@ from ttm_jax.multiplication.inside import load_machine
 from ttm_jax.multiplication.multiplier import Multiplier
 from ttm_jax.training.checkpoint_files import CheckpointError
 
-CHECKPOINT = Path("checkpoints/five_digits")
+CHECKPOINT = "five_digits"
 _QUIT = ("q", "quit", "exit")
 
 
@@ -34,7 +33,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("problem", nargs="*", help=f"a product such as '{EXAMPLE}'; asked for where left out")
     parser.add_argument(
-        "--checkpoint", type=Path, help=f"a checkpoint or a run folder (default: the one shipped, {CHECKPOINT})"
+        "--checkpoint", default=CHECKPOINT, help=f"a path, or the name of a shipped checkpoint (default: {CHECKPOINT})"
     )
     output = parser.add_mutually_exclusive_group()
     output.add_argument("--json", action="store_true", help="one JSON object a product, with all that can be shown")
@@ -71,7 +70,7 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
     if args.page:
         return _serve(parser, args, problem)
 
-    multiplier = load_demo(args.checkpoint)
+    multiplier = load_machine(args.checkpoint)
     warm_up(multiplier)
     if problem is None:
         return _converse(multiplier, args.json)
@@ -87,21 +86,6 @@ def _run(parser: Parser, args: argparse.Namespace) -> int:
     else:
         console.print(render(result))
     return 0
-
-
-def load_demo(path: Path | None) -> Multiplier:
-    """Load the multiplier of a path, or where None that of `CHECKPOINT`, as shipped.
-
-    Raises:
-        CheckpointError: saying, where there is nothing at the path, how to get a trained model.
-    """
-    wanted = _shipped() if path is None else path
-    if not wanted.exists():
-        raise CheckpointError(
-            f"no trained model at {wanted}; train one, in minutes, by {this_python()} -m ttm_jax.train "
-            "and name it: --checkpoint runs/default"
-        )
-    return load_machine(wanted)
 
 
 def warm_up(multiplier: Multiplier) -> None:
@@ -164,23 +148,17 @@ def _serve(parser: Parser, args: argparse.Namespace, problem: tuple[int, int] | 
     try:
         from ttm_jax.multiplication.demo.server import bind, serve
     except ModuleNotFoundError as error:
-        return fail(
-            parser, f"--page needs the extra demo ({error.name} is missing): {this_python()} -m pip install '.[demo]'"
-        )
+        missing = f"--page needs the extra demo ({error.name} is missing)"
+        return fail(parser, f"{missing}: {this_python()} -m pip install 'token-turing-machine[demo]'")
     try:
         listener = bind(args.port or 0)
     except OSError as error:
         return fail(parser, f"--port {args.port}: {os.strerror(error.errno or 0)}; leave it out for a free one")
     with listener:
-        multiplier = load_demo(args.checkpoint)
+        multiplier = load_machine(args.checkpoint)
         warm_up(multiplier)
         serve(multiplier, listener, problem)
     return 0
-
-
-def _shipped() -> Path:
-    """Find the checkpoint that comes with the package."""
-    return shipped(PACKAGE, str(CHECKPOINT), str(CHECKPOINT))
 
 
 def _port(text: str) -> int:
