@@ -238,7 +238,7 @@ class Writer:
             CheckpointError: naming the file, if it cannot be read or is of another model.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 saved = {name: file[name] for name in file.files}
         except OSError as error:
             raise CheckpointError(f"state {path}: cannot be read: {error.strerror or 'not a state'}") from None

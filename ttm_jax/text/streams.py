@@ -71,11 +71,12 @@ class Streams:
         place_BxTxN = nth_BxT[..., None] * self.segment + np.arange(self.segment)
         valid_BxTxN = there_BxT[..., None] & (place_BxTxN < self._lengths[document_BxT][..., None])
         index_BxTxN = np.where(valid_BxTxN, self._begins[document_BxT][..., None] + place_BxTxN, 0)
-        before_BxTxN = self._tokens[np.maximum(index_BxTxN - 1, 0)].astype(np.int32)
-        tokens = np.where(place_BxTxN == 0, self._bos, before_BxTxN)
+        targets = self._tokens[index_BxTxN].astype(np.int32)  # wide enough for `bos` and `pad`
+        before = self._tokens[np.maximum(index_BxTxN - 1, 0)].astype(np.int32)
+        tokens = np.where(place_BxTxN == 0, self._bos, before)
         return {
-            "tokens": np.where(valid_BxTxN, tokens, self._pad).astype(np.int32),
-            "targets": np.where(valid_BxTxN, self._tokens[index_BxTxN], self._pad).astype(np.int32),
+            "tokens": np.where(valid_BxTxN, tokens, self._pad),
+            "targets": np.where(valid_BxTxN, targets, self._pad),
             "weights": valid_BxTxN.astype(np.float32),
             "start": (nth_BxT == 0) | (places_T == 0) | ~there_BxT,
             "document": np.where(there_BxT, document_BxT, -1).astype(np.int32),

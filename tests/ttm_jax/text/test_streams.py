@@ -45,7 +45,9 @@ def test_inputs_are_the_tokens_before(documents):
     for batch in epoch(make(documents)):
         there = batch["weights"] > 0
         assert [befores[target] for target in batch["targets"][there]] == batch["tokens"][there].tolist()
-        assert (batch["tokens"][~there] == PAD).all()
+        for name in ("tokens", "targets"):
+            assert (batch[name][~there] == PAD).all()
+            assert batch[name].dtype == np.int32
 
 
 def test_a_stream_goes_on_from_batch_to_batch(documents):
