@@ -286,11 +286,46 @@ def history(results: Results) -> str:
     return markdown_table(headings, rows)
 
 
+def text(results: Results) -> str:
+    """Write what the shipped text checkpoints reach, in two sentences."""
+    found, recall = results("text/quick"), results("text/recall")["recall"]
+    others = ", ".join(f"{name.split()[0]} {bits:.2f}" for name, bits in found["compressors"].items())
+    distances = " and ".join(f"{_share(counts):.0f} % over {n} segments" for n, counts in recall.items())
+    return f"""`checkpoints/text` needs {found["carried"]["bits_per_byte"]:.2f} bits per byte of held-out sources of Python ({others}).
+`checkpoints/text_recall` recalls a fact of the first segment: {distances}."""
+
+
+def bits_per_byte(results: Results) -> str:
+    """Write bits per byte of the shipped text checkpoint, with its history and without, and of compressors."""
+    found = results("text/quick")
+    rows = [
+        ["history carried", _bits(found["carried"])],
+        ["history reset at each segment", _bits(found["reset"])],
+        ["what history is worth", _bits(found["worth"])],
+        *([f"lost where history is cut to {k} segments", _bits(value)] for k, value in found["reach"].items()),
+        *([name, f"{bits:.3f}"] for name, bits in found["compressors"].items()),
+    ]
+    names = {"repeats": "words from beyond all windows", "others": "all other bytes"}
+    for name, value in found["repeats"].items():
+        rows += [[f"{names[name]}, {kind}", _bits(value[kind])] for kind in ("carried", "reset")]
+    table = markdown_table(["", "bits per byte (95 % interval)"], rows)
+    return f"{table}\n\n{found['documents']} documents, {found['bytes']:,} bytes, of {found['corpus']['name']}."
+
+
+def recall(results: Results) -> str:
+    """Write what the shipped recall checkpoint recalls, by distance, and with its memory wiped."""
+    found = results("text/recall")
+    rows = [[f"{distance} segments", _interval(**counts)] for distance, counts in found["recall"].items()]
+    rows.append([f"{found['segments']} segments, memory wiped", _interval(**found["wiped"])])
+    return markdown_table([f"{found['facts']} fact", "recalled, % (95 % interval)"], rows)
+
+
 # By page: its blocks, each between <!-- name --> and <!-- /name -->.
 PAGES: dict[str, tuple[Callable[[Results], str], ...]] = {
-    "README.md": (why, accuracy, memory),
+    "README.md": (why, accuracy, memory, text),
     "docs/parity.md": (parity,),
     "docs/performance.md": (training_step, batch_size, unrolled_steps, history),
+    "docs/text.md": (bits_per_byte, recall),
     "results/default/README.md": (runs, candidates),
     "results/quick_variants.md": (two_commits,),
     "results/larger_operands.md": (tried, grid, digits, causes),
@@ -329,6 +364,11 @@ def _share(counts: dict[str, int]) -> float:
 def _interval(correct: int, total: int) -> str:
     low, high = wilson_interval(correct, total)
     return f"{100 * correct / total:.1f} ({100 * low:.1f} - {100 * high:.1f})"
+
+
+def _bits(value: dict[str, Any]) -> str:
+    low, high = value["interval_95"]
+    return f"{value['bits_per_byte']:.3f} ({low:.3f} - {high:.3f})"
 
 
 def _name(length: str) -> str:
