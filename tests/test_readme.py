@@ -54,6 +54,16 @@ def test_the_model_of_ones_own_runs(page, name):
     assert names["memory"].shape == (2, 96, 128)
 
 
+def test_the_originals_weights_are_loaded_as_the_page_says():
+    """They give the original's outputs, and a model of one's own runs from them."""
+    (code,) = (block for block in blocks("docs/your-model.md") if "from_scenic" in block)
+    names = {}
+    exec(code, names)  # our own page
+    assert names["difference"] < 1e-5
+    assert names["variables"]["params"].keys() == {"machine", "Dense_0"}
+    assert names["logits"].shape[-1] == 10
+
+
 def documented_flags():
     """Of each command that is written in a page or a config: every flag that is shown with it."""
     flags = {}
