@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from ttm_jax.measure import ablations, pages
@@ -52,6 +53,25 @@ def test_the_model_of_ones_own_runs(page, name):
     exec(code, names)  # our own pages
     assert names["logits"].shape == (2, 8, 10)
     assert names["memory"].shape == (2, 96, 128)
+
+
+@pytest.fixture
+def compiled_fast():
+    """What is run once is not worth optimising."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("compiled_fast")
+def test_the_originals_weights_are_loaded_as_the_page_says():
+    """They give the original's outputs, and a model of one's own runs from them."""
+    (code,) = (block for block in blocks("docs/your-model.md") if "from_scenic" in block)
+    names = {}
+    exec(code, names)  # our own page
+    assert names["difference"] < 1e-5
+    assert names["variables"]["params"].keys() == {"machine", "Dense_0"}
+    assert names["logits"].shape[-1] == 10
 
 
 def documented_flags():
