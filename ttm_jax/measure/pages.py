@@ -291,7 +291,8 @@ def text(results: Results) -> str:
     found, recall = results("text/quick"), results("text/recall")["recall"]
     others = ", ".join(f"{name.split()[0]} {bits:.2f}" for name, bits in found["compressors"].items())
     distances = " and ".join(f"{_share(counts):.0f} % over {n} segments" for n, counts in recall.items())
-    return f"""`checkpoints/text` needs {found["carried"]["bits_per_byte"]:.2f} bits per byte of held-out sources of Python ({others}).
+    needed = f"{found['carried']['bits_per_byte']:.2f} bits per byte"
+    return f"""`checkpoints/text` needs {needed} of held-out sources of Python ({others}).
 `checkpoints/text_recall` recalls a fact of the first segment: {distances}."""
 
 
