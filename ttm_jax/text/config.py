@@ -65,8 +65,8 @@ class RecallConfig:
     """Facts in the first segment, questions in the last; see `ttm_jax.text.recall`.
 
     A level of the curriculum is (segments, facts). The next begins where the share of right answers, over a window of
-    steps, reaches `threshold`. At the last level training ends where an evaluation, of `eval_sequences`, reaches
-    `stop_at`.
+    steps, reaches `threshold`. At the last level training ends where an evaluation of `eval_sequences`, over the
+    level's segments and over four times as many, reaches `stop_at`.
     """
 
     levels: tuple[tuple[int, int], ...] = ((2, 1), (3, 1), (4, 1), (6, 1), (8, 1))

@@ -135,9 +135,9 @@ class RecallTask:
             found[str(distance)] = self._ask(predict, arrays)
         arrays = self._draw(self._config.recall.eval_sequences, segments, facts, 1, segments)
         wiped = self._ask(predict, {**arrays, "start": np.ones_like(arrays["start"])})
-        recall = found[str(segments)]["correct"] / found[str(segments)]["total"]
         record = {"segments": segments, "facts": facts, "recall": found, "wiped": wiped}
-        return Evaluation(record, 2 * self._level + recall)
+        shares = [counts["correct"] / counts["total"] for counts in found.values()]
+        return Evaluation(record, 2 * self._level + float(np.mean(shares)))
 
     def _ask(self, predict: Predict, arrays: Arrays) -> dict[str, int]:
         right = predict({name: array[:, :, None] for name, array in arrays.items()})["right"]
