@@ -2,13 +2,16 @@
 
 import sys
 
+from ttm_jax.cli import command
 
+
+@command
 def main() -> int:
     """Run `parity.command.main`; Ctrl-C gets one line even while packages are imported, which takes seconds."""
     try:
-        from parity.command import main as command
+        from parity.command import main as run
 
-        return command()
+        return run()
     except KeyboardInterrupt:
         print("python -m parity: error: stopped before all was compared", file=sys.stderr)
         return 130

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from parity.needs import missing_package
-from ttm_jax.cli import Parser, fail
+from ttm_jax.cli import Parser, command, fail
 from ttm_jax.training.checkpoint_files import JAX_FORMAT, CheckpointError, find_checkpoint, read_format
 
 
@@ -69,6 +69,7 @@ def _parser() -> Parser:
     return parser
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0 where the checkpoint is written, 2 on bad input."""
     parser = _parser()

@@ -5,12 +5,14 @@ The settings must stand before the first import of the packages under test.
 
 import importlib.util
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +40,7 @@ from ttm_jax.multiplication.metrics import create_target_mask  # noqa: E402
 from ttm_jax.multiplication.problems import MultiplicationDataset, operand_lengths  # noqa: E402
 from ttm_jax.multiplication.steps import training_arrays  # noqa: E402
 from ttm_jax.tasks import config_from_dict, make_task  # noqa: E402
+from ttm_jax.training.command import SIGNALS  # noqa: E402
 from ttm_jax.training.config import config_to_toml, override  # noqa: E402
 from ttm_jax.training.loop import Ended, Evaluated, Event, FellBack, Said, Stepped, Trained  # noqa: E402
 from ttm_jax.training.task import Example  # noqa: E402
@@ -306,7 +309,7 @@ def environment() -> dict[str, str]:
 @pytest.fixture
 def signal_handlers() -> Iterator[None]:
     """A command under test installs its own; afterwards they are as before."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in map(signal.Signals.__getitem__, SIGNALS)}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
@@ -339,6 +342,22 @@ def kill(environment) -> Callable[..., None]:
         assert killed.returncode == -signal.SIGKILL, killed.stderr
 
     return run
+
+
+@pytest.fixture
+def small_files() -> Callable[[int], Any]:
+    """`with small_files(n)`: no file can be written beyond n bytes, as where the disk is full."""
+
+    @contextmanager
+    def limit(size: int) -> Iterator[None]:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limit
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """The public names, one list: `ttm_jax/__init__.py` imports each from here when it is first asked for."""
 
+__version__: str
+
 from .hardware.allocator import keep_freed_memory as keep_freed_memory
 from .machine import flops as flops
 from .machine.layers import (

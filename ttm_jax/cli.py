@@ -1,15 +1,21 @@
-"""What the commands share: one-line errors with exit code 2, and progress."""
+"""What the commands share: one-line errors with exit code 2, output that may end at any time, and progress."""
 
 import argparse
 import difflib
+import errno
+import functools
+import io
 import math
+import os
 import shutil
 import sys
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, ParamSpec, TextIO
+
+from ttm_jax import __version__
 
 LINE_EVERY_SECONDS = 10.0
 
@@ -19,6 +25,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, **kwargs)
+        self.add_argument("--version", action="version", version=f"token-turing-machine {__version__}")
 
     def parse_args(self, args=None, namespace=None):
         parsed, unknown = self.parse_known_args(args, namespace)
@@ -30,6 +37,86 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; --help lists what there is\n")
+
+
+Arguments = ParamSpec("Arguments")
+
+# What the machine is short of; an error of another kind is ours, and its traceback tells where.
+_SHORT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EIO}
+
+
+def command(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
+    """Make the main function of a command one that ends as Unix tools do, with at most one line where it can't go on.
+
+    Output reaches a pipe line by line. A character that its encoding lacks is replaced. Where no one reads it any more
+    the command ends in silence.
+    """
+
+    @functools.wraps(main)
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="replace", line_buffering=True)
+        try:
+            try:
+                return main(*args, **kwargs)
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+        except BrokenPipeError:
+            # What is left in the buffer goes nowhere, or the interpreter's own flush would tell of it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141  # as the shell has it of a tool that SIGPIPE ended
+        except KeyboardInterrupt:
+            print("error: stopped by Ctrl-C", file=sys.stderr)
+            return 130
+        except OSError as error:
+            if error.errno not in _SHORT:
+                raise
+            print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+            return 1
+        except (RuntimeError, AssertionError):  # with either JAX says that there is no device
+            if (platforms := _missing_platforms()) is None:
+                raise
+            print(f"error: JAX_PLATFORMS={platforms}: JAX finds no such device here", file=sys.stderr)
+            return 1
+
+    return run
+
+
+def _missing_platforms() -> str | None:
+    """The platforms that JAX was told to compute on, where none of them is here."""
+    if (jax := sys.modules.get("jax")) is None:
+        return None
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError):
+        return jax.config.jax_platforms
+    return None
+
+
+class _Lasting(io.FileIO):
+    """A file that goes on where it cannot be written: its reader is gone, the terminal closed, the disk full."""
+
+    def write(self, data) -> int:
+        try:
+            return super().write(data) or len(data)
+        except OSError:
+            return len(data)
+
+
+@contextmanager
+def lasting_output() -> Generator[None]:
+    """Let nothing that cannot be printed end what is done meanwhile."""
+    with redirect_stdout(_lasting(sys.stdout)), redirect_stderr(_lasting(sys.stderr)):
+        yield
+
+
+def _lasting(stream: TextIO) -> TextIO:
+    buffer = getattr(stream, "buffer", None)
+    if not isinstance(getattr(buffer, "raw", buffer), io.FileIO):  # PYTHONUNBUFFERED leaves the buffer out
+        return stream  # not a file: of a notebook or a test
+    file = io.BufferedWriter(_Lasting(stream.fileno(), "w", closefd=False))
+    return io.TextIOWrapper(file, stream.encoding, errors="replace", line_buffering=True)
 
 
 def fail(parser: argparse.ArgumentParser, message: object, code: int = 2) -> int:

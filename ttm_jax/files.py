@@ -1,6 +1,8 @@
 """Files that come with the package, whether in an installed wheel or in a checkout; and JSON files."""
 
 import json
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +27,25 @@ def shipped(package: Path, inside: str, in_checkout: str) -> Path:
     return folder if folder.is_dir() else package.parent / in_checkout
 
 
+@contextmanager
+def naming(path: Path) -> Generator[None]:
+    """Raises FileError, naming the file, in place of the OSErrors of what is done with it."""
+    try:
+        yield
+    except OSError as error:
+        raise FileError(f"{path}: {error.strerror}") from None
+
+
 def read_json(path: Path) -> Any:
     """Read a file of JSON.
 
     Raises:
         FileError: if it cannot be read, or is not JSON.
     """
+    with naming(path):
+        text = path.read_bytes()
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror}") from None
+        return json.loads(text)
     except ValueError:
         raise FileError(f"{path}: not JSON; move it away to begin anew") from None
 
@@ -46,9 +57,7 @@ def write_json(path: Path, values: Any) -> None:
         FileError: if it cannot be written.
     """
     temporary = path.with_suffix(".tmp")
-    try:
+    with naming(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
         temporary.replace(path)
-    except OSError as error:
-        raise FileError(f"{path}: {error.strerror}") from None

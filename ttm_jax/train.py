@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ttm_jax.cli import Parser, positive_int
+from ttm_jax.cli import Parser, command, positive_int
 from ttm_jax.hardware.allocator import keep_freed_memory
 from ttm_jax.tasks import make_objective
 from ttm_jax.training.command import make_training_parser, run_training
@@ -49,6 +49,7 @@ def make_parser(argv: Sequence[str] | None = None) -> Parser:
     return parser
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv)

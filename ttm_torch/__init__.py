@@ -8,6 +8,7 @@ if importlib.util.find_spec("torch") is None:
         "PyTorch is not installed; pip install 'token-turing-machine[torch]' installs it", name=__name__
     )
 
+from ttm_jax import __version__ as __version__
 from ttm_jax.multiplication.config import (
     Config as Config,
     CurriculumConfig as CurriculumConfig,

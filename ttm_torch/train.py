@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ttm_jax.cli import Parser
+from ttm_jax.cli import Parser, command
 from ttm_jax.hardware.allocator import keep_freed_memory
 from ttm_jax.tasks import make_objective
 from ttm_jax.training.command import make_training_parser, run_training
@@ -46,6 +46,7 @@ def make_parser(argv: Sequence[str] | None = None) -> Parser:
     return parser
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser(sys.argv[1:] if argv is None else argv)
     args = parser.parse_args(argv)

@@ -10,7 +10,7 @@ from typing import Any
 
 from parity.scenic.check import GRADIENT_BOUND, OUTPUT_BOUND, CaseCheck, compare
 from parity.scenic.files import Case, CaseError, load_case
-from ttm_jax.cli import Parser, fail
+from ttm_jax.cli import Parser, command, fail
 
 
 def _parser() -> Parser:
@@ -27,6 +27,7 @@ def _parser() -> Parser:
     return parser
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Print a row for each case as it is done; return 0 if all are in bounds, 1 if one is not, 2 on bad input."""
     parser = _parser()

@@ -17,7 +17,7 @@ from parity.needs import missing_device
 from parity.speed.cases import ALL_VARIANTS, Case, all_cases, quick_cases
 from parity.speed.measure import Limits, measure
 from parity.speed.report import draw, markdown, one_line, readme_table
-from ttm_jax.cli import Parser, fail, positive_int, show_progress
+from ttm_jax.cli import Parser, command, fail, positive_int, show_progress
 from ttm_jax.files import FileError, read_json, write_json
 from ttm_jax.measure.report import put_block
 from ttm_jax.training.run_folder import provenance
@@ -84,6 +84,7 @@ def _parser() -> Parser:
     return parser
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     """Run the command; see `--help` for its exit status."""
     parser = _parser()

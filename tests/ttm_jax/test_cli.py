@@ -1,12 +1,18 @@
 """What the commands share."""
 
+import errno
+import io
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
-from ttm_jax.cli import this_python
+import ttm_jax
+from ttm_jax.cli import Parser, command, this_python
+from ttm_jax.multiplication import diagnose
 
 
 @pytest.fixture
@@ -35,3 +41,94 @@ def test_elsewhere_the_path_is_whole(environment, monkeypatch):
 def test_an_activated_one_has_its_name(environment, monkeypatch):
     monkeypatch.setenv("PATH", str(environment.parent))
     assert this_python() == "python"
+
+
+class Output(io.BytesIO):
+    """A file in memory that can still be read when it is closed."""
+
+    def close(self):
+        pass
+
+
+class TestCommand:
+    def run(self, act):
+        @command
+        def main():
+            act()
+            return 0
+
+        return main()
+
+    def test_characters_that_the_encoding_lacks_are_replaced(self, monkeypatch):
+        file = Output()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(file, "ascii"))
+        assert self.run(lambda: print("3 × 4 ✓")) == 0
+        assert file.getvalue() == b"3 ? 4 ?\n"
+
+    def test_a_line_reaches_a_pipe_at_once(self, monkeypatch):
+        file, seen = Output(), []
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BufferedWriter(file), "utf-8"))
+        self.run(lambda: (print("first"), seen.append(file.getvalue())))
+        assert seen == [b"first\n"]
+
+    @pytest.mark.parametrize("lines", [1, 100_000])
+    def test_it_ends_in_silence_where_no_one_reads(self, lines, monkeypatch, capsys):
+        reading, writing = os.pipe()
+        os.close(reading)
+        with os.fdopen(writing, "w") as pipe:
+            monkeypatch.setattr(sys, "stdout", pipe)
+            assert self.run(lambda: print("line\n" * lines)) == 141
+            pipe.flush()
+        assert capsys.readouterr().err == ""
+
+    def test_ctrl_c_is_one_line(self, capsys):
+        def interrupted():
+            raise KeyboardInterrupt
+
+        assert self.run(interrupted) == 130
+        assert capsys.readouterr().err.count("\n") == 1
+
+    def test_ctrl_c_in_a_command(self, monkeypatch, capsys):
+        def interrupted(path):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(diagnose, "load_machine", interrupted)
+        assert diagnose.main(["checkpoint"]) == 130
+        assert capsys.readouterr().err.count("\n") == 1
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EMFILE])
+    def test_what_the_machine_is_short_of_is_one_line(self, number, capsys):
+        def short():
+            raise OSError(number, os.strerror(number), "results.json")
+
+        assert self.run(short) == 1
+        err = capsys.readouterr().err
+        assert f"results.json: {os.strerror(number)}" in err
+        assert err.count("\n") == 1
+
+    @pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "ours"), RuntimeError("ours"), AssertionError()])
+    def test_a_fault_of_ours_has_its_traceback(self, error):
+        def fault():
+            raise error
+
+        with pytest.raises(type(error)):
+            self.run(fault)
+
+    @pytest.mark.parametrize("error", [RuntimeError("Unable to initialize backend"), AssertionError()])
+    def test_a_platform_that_is_not_there_is_one_line(self, error, monkeypatch, capsys):
+        """As JAX 0.10 has it of "tpu" and "cuda"."""
+
+        def missing():
+            raise error
+
+        monkeypatch.setattr(jax, "devices", missing)
+        assert self.run(missing) == 1
+        err = capsys.readouterr().err
+        assert f"JAX_PLATFORMS={jax.config.jax_platforms}" in err
+        assert err.count("\n") == 1
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        Parser(prog="any").parse_args(["--version"])
+    assert ttm_jax.__version__ in capsys.readouterr().out

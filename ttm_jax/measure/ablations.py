@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ttm_jax.cli import Parser, clock, fail, positive_int
+from ttm_jax.cli import Parser, clock, command, fail, positive_int
 from ttm_jax.files import FileError, read_json, write_json
 from ttm_jax.measure.compare import summarize_run
 from ttm_jax.measure.report import markdown_table, mean_and_range
@@ -221,6 +221,7 @@ def _parser() -> Parser:
     return parser
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see `--help` for its exit status."""
     parser = _parser()

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ttm_jax.cli import Parser, fail, positive_int
+from ttm_jax.cli import Parser, command, fail, positive_int
 from ttm_jax.multiplication.inside import load_machine, look_inside
 from ttm_jax.multiplication.metrics import exact_match
 from ttm_jax.multiplication.model import TTMModel
@@ -30,12 +30,14 @@ from ttm_jax.multiplication.vocab import EOS_TOKEN
 from ttm_jax.training.checkpoint_files import CheckpointError
 from ttm_jax.training.rows import predict_rows
 from ttm_jax.training.run_folder import provenance
+from ttm_jax.training.settings import lenient
 
 LENGTHS = ("1x1", "2x2", "3x3", "4x4", "5x5")
 CARRY_WRONG, CARRY_LEFT_OUT, SUM_WRONG, END_WRONG = CAUSES = "carry wrong", "carry left out", "sum wrong", "end wrong"
 FIRST, SECOND, MEMORY, REST = READ = "first operand", "second operand", "memory", "the rest"
 
 
+@lenient()
 def diagnose(multiplier: Multiplier, length: str, pairs: int = 1000, batch_size: int = 256) -> dict[str, Any]:
     """Find what is wrong with the answers to held-out pairs of a length such as "3x2", and what the network did.
 
@@ -198,6 +200,7 @@ def make_parser() -> Parser:
     return parser
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)

@@ -17,6 +17,7 @@ from ttm_jax.training.checkpoint import load_meta, load_params
 from ttm_jax.training.checkpoint_files import CheckpointError, find_checkpoint
 from ttm_jax.training.config import ConfigError
 from ttm_jax.training.rows import predict_rows
+from ttm_jax.training.settings import lenient
 from ttm_jax.training.task import Arrays
 
 
@@ -36,6 +37,7 @@ class Multiplier(AnyMultiplier):
     config: Config
     path: Path
 
+    @lenient()
     def predict(
         self, inputs_BxS: np.ndarray, batch_size: int = 512, num_steps: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:

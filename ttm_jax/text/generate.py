@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ttm_jax.cli import Parser, fail, positive_int
+from ttm_jax.cli import Parser, command, fail, positive_int
+from ttm_jax.files import FileError
 from ttm_jax.tasks import load
 from ttm_jax.text.language_model import LanguageModel
 from ttm_jax.text.tokenizer import as_text
@@ -36,6 +37,7 @@ def make_parser() -> Parser:
     return parser
 
 
+@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = make_parser()
@@ -68,13 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(f"--- {n}\n{_shown(prompt)}{''.join(as_text(written))}")
         if args.state is not None:
             writer.save(args.state)
-    except OSError as error:
-        if args.state is None or isinstance(error, BrokenPipeError):
-            raise
-        return fail(parser, f"--state {args.state}: {error.strerror}", 1)
-    except KeyboardInterrupt:
-        print()
-        return 130
+    except FileError as error:
+        return fail(parser, error, 1)
     return 0
 
 

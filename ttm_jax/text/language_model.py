@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ttm_jax.files import naming
 from ttm_jax.text import sampling
 from ttm_jax.text.config import Config
 from ttm_jax.text.model import Place, TransformerLanguageModel
@@ -226,9 +227,13 @@ class Writer:
             yield [model.tokenizer.decode(row) for row in np.asarray(tokens_BxS)]
 
     def save(self, path: str | Path) -> None:
-        """Write all that the writer holds to a file, from which `load` goes on identically."""
+        """Write all that the writer holds to a file, from which `load` goes on identically.
+
+        Raises:
+            FileError: naming the file, if it cannot be written.
+        """
         arrays: dict[str, Any] = {jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in self._leaves()}
-        with Path(path).open("wb") as file:
+        with naming(Path(path)), Path(path).open("wb") as file:
             np.savez(file, model=_digest(self._model.variables), drawn=self._drawn, **arrays)
 
     def load(self, path: str | Path) -> None:

@@ -2,7 +2,10 @@
 
 import dataclasses
 import logging
-import shutil
+import os
+import re
+import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,55 +17,39 @@ import orbax.checkpoint as ocp
 from ttm_jax.tasks import config_of_checkpoint
 from ttm_jax.training.checkpoint_files import (
     JAX_FORMAT,
-    KEPT,
-    LATEST,
     CheckpointError,
+    KeptCheckpoints,
     check_arrays,
+    damaged,
+    plain_path,
     read_meta,
-    saved_steps,
     verify,
-    write_checksums,
+    write_checkpoint,
 )
+from ttm_jax.training.settings import lenient
 from ttm_jax.training.step import Objective, TrainState
 
-logging.getLogger("absl").setLevel(logging.ERROR)  # orbax reports each save there
+# Orbax tells absl's log of each save, and of each fault in pages; what is worth telling is raised.
+logging.getLogger("absl").addFilter(lambda record: "/orbax/" not in record.pathname.replace(os.sep, "/"))
 
 _OLDER = ("key",)  # of a state's fields: what checkpoints until version 0.1 don't have
 
 
-class CheckpointFolder:
+class CheckpointFolder(KeptCheckpoints):
     """The checkpoints of one kind (`LATEST` or `BEST`) in a run folder."""
 
     def __init__(self, workdir: Path, kind: str):
-        self.path = Path(workdir).absolute() / kind
-        if jax.process_index() == 0:
-            removed = [self.path / str(step) for step in saved_steps(self.path.parent, kind)[: -KEPT[kind]]]
-            for left_by_a_kill in (*removed, *self.path.glob("*.orbax-checkpoint-tmp")):
-                shutil.rmtree(left_by_a_kill)
-        self._manager = ocp.CheckpointManager(
-            self.path,
-            options=ocp.CheckpointManagerOptions(
-                max_to_keep=KEPT[kind],
-                enable_async_checkpointing=False,
-            ),
-        )
-        self._with_training = kind == LATEST
+        super().__init__(workdir, kind, leads=jax.process_index() == 0)
 
+    @lenient()
     def save(self, state: TrainState, meta: dict[str, Any]) -> Path:
-        """Write the state and `meta` as the checkpoint of the state's step; nothing where it is there already."""
-        step = int(jax.device_get(state.step))
-        items = _items(state.params, meta)
-        if self._with_training:
-            items["training"] = ocp.args.StandardSave(_training_item(state))
-        if step not in self._manager.all_steps():
-            self._manager.save(step, args=ocp.args.Composite(**items))
-            if jax.process_index() == 0:
-                write_checksums(self.path / str(step))
-        return self.path / str(step)
+        """Write the state and `meta` as the checkpoint of the state's step; nothing where it is there already.
 
-    def close(self) -> None:
-        """End the manager's threads."""
-        self._manager.close()
+        Raises:
+            CheckpointError: if it cannot be written, as where the disk is full; older ones are as they were.
+        """
+        training = _training_item(state) if self.with_training else None
+        return self.write(int(jax.device_get(state.step)), partial(_write, state.params, meta, training))
 
 
 def load_meta(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -75,13 +62,13 @@ def load_meta(path: Path) -> tuple[Any, dict[str, Any]]:
     return config_of_checkpoint(path, meta), meta
 
 
+@lenient()
 def save_params(path: Path, params: Any, meta: dict[str, Any]) -> None:
     """Write parameters and `meta`, which has the config, as a checkpoint at a path where there is nothing yet."""
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-        checkpointer.save(path.absolute(), args=ocp.args.Composite(**_items(params, meta)))
-    write_checksums(path)
+    write_checkpoint(path, partial(_write, params, meta, None))
 
 
+@lenient()
 def load_params(path: Path, objective: Objective) -> Any:
     """Read the parameters of a checkpoint, onto the default device.
 
@@ -93,6 +80,7 @@ def load_params(path: Path, objective: Objective) -> Any:
     return jax.tree.map(lambda x: jnp.array(np.asarray(x)), _restore(path, "params", _on_default_device(shapes)))
 
 
+@lenient()
 def load_state(path: Path, like: TrainState, shardings: TrainState | None = None) -> TrainState:
     """Read the whole training state of a checkpoint, to go on from.
 
@@ -127,11 +115,28 @@ def load_state(path: Path, like: TrainState, shardings: TrainState | None = None
     return like.replace(params=_restore(path, "params", shapes.params), **restored, **older)
 
 
-def _items(params: Any, meta: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "params": ocp.args.StandardSave(params),
-        "meta": ocp.args.JsonSave({**meta, "format": JAX_FORMAT}),
-    }
+def _write(params: Any, meta: dict[str, Any], training: dict[str, Any] | None, path: Path) -> None:
+    trees = {"params": params} if training is None else {"params": params, "training": training}
+    items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+    _reserve(path.parent, sum(leaf.nbytes for leaf in jax.tree.leaves(trees)) + 2**17)
+    composite = ocp.args.Composite(**items, meta=ocp.args.JsonSave({**meta, "format": JAX_FORMAT}))
+    try:
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+            checkpointer.save(path, args=composite)
+    except ValueError as error:  # tensorstore's, a page long, with the number of the system's error in it
+        found = re.search(r"os_error_code='(\d+)'", str(error))
+        if found is None:
+            raise
+        raise OSError(number := int(found[1]), os.strerror(number)) from error
+    for name, tree in trees.items():
+        _check_shapes(path, name, _stored(path, name), tree)
+
+
+def _reserve(folder: Path, size: int) -> None:
+    """Raises OSError where a folder has no room, or no quota, for so many bytes: in a save orbax tells it in pages."""
+    if hasattr(os, "posix_fallocate"):
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size)
 
 
 def _training_item(state: TrainState) -> dict[str, Any]:
@@ -159,20 +164,20 @@ def _stored(path: Path, item: str) -> Any:
     """The shapes of an item as it is on disk."""
     verify(path, item)
     try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            return checkpointer.metadata(path / item).item_metadata.tree
+        with plain_path(path) as plain, ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            return checkpointer.metadata(plain / item).item_metadata.tree
     except Exception as error:  # orbax and tensorstore raise many kinds for a damaged folder
-        raise CheckpointError(f"checkpoint {path}: {item}/ is damaged") from error
+        raise damaged(path, f"{item}/ is damaged") from error
 
 
 def _restore(path: Path, item: str, wanted: Any, stored: Any = None) -> Any:
     # What can be checked is checked first: about a truncated file or another shape orbax prints pages.
     _check_shapes(path, item, _stored(path, item) if stored is None else stored, wanted)
     try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(path / item, args=ocp.args.StandardRestore(wanted))
+        with plain_path(path) as plain, ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+            return checkpointer.restore(plain / item, args=ocp.args.StandardRestore(wanted))
     except Exception as error:
-        raise CheckpointError(f"checkpoint {path}: {item}/ is damaged") from error
+        raise damaged(path, f"{item}/ is damaged") from error
 
 
 def _check_shapes(path: Path, item: str, stored: Any, wanted: Any) -> None:

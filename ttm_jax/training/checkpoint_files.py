@@ -1,15 +1,20 @@
 """What the checkpoints of both twins have in common: where they lie, what `meta/` says, checksums that tell damage.
 
 A checkpoint is a folder with `params/` (weights), `meta/` (JSON: format, config, progress, versions) and, where
-training can go on from it, `training/` (optimiser state). It is written under another name and renamed when it is
-complete, so a checkpoint is complete or absent; `checksums.json` tells when it was damaged later. A run folder keeps
-the latest two in `checkpoints/STEP` and the best in `best/STEP`. Some come with the package, each under its name.
+training can go on from it, `training/` (optimiser state). It is written under another name and renamed when all of it
+has been read back, so a checkpoint is complete or absent; `checksums.json` tells when it was damaged later. A run
+folder keeps the latest two in `checkpoints/STEP` and the best in `best/STEP`. Some come with
+the package, each under its name.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+import shutil
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ttm_jax.files import PACKAGE, shipped, user_path
@@ -20,6 +25,8 @@ _PACKAGES = {name: package for package, name in FORMATS.items()}
 LATEST, BEST = "checkpoints", "best"
 KEPT = {LATEST: 2, BEST: 1}
 CHECKSUMS = "checksums.json"
+_UNFINISHED = (".tmp", ".orbax-checkpoint-tmp")
+_PLAIN = re.compile(r"[\w/.,=+@ -]*", re.ASCII)
 
 
 class CheckpointError(ValueError):
@@ -116,7 +123,7 @@ def _read_meta(path: Path) -> dict[str, Any]:
     try:
         meta = json.loads((path / "meta" / "metadata").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        raise CheckpointError(f"checkpoint {path}: meta/ is missing or damaged") from None
+        raise damaged(path, "meta/ is missing or damaged") from None
     found = meta.get("format") if isinstance(meta, dict) else None
     if found not in _PACKAGES:
         raise CheckpointError(
@@ -137,35 +144,142 @@ def check_arrays(path: Path, item: str, found: Mapping[str, str], wanted: Mappin
         raise CheckpointError(f"checkpoint {path}: {item}/ is of another model: {'; '.join(other[:5])}{more}")
 
 
-def write_checksums(path: Path) -> None:
-    """Writes the checksums of all files of a checkpoint."""
+class KeptCheckpoints:
+    """The checkpoints of one kind (`LATEST` or `BEST`) in a run folder, of which the latest are kept.
+
+    Args:
+        workdir: the run folder.
+        kind: of the checkpoints.
+        leads: whether this process gives checkpoints their names and removes them; of several, one does.
+
+    Raises:
+        CheckpointError: if the path is one that nothing could be saved to.
+    """
+
+    def __init__(self, workdir: Path, kind: str, leads: bool = True):
+        self.path = Path(workdir).absolute() / kind
+        self.with_training = kind == LATEST
+        self._kind, self._leads = kind, leads
+        with plain_path(self.path):
+            pass  # said before the first step
+        if leads:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for entry in self.path.iterdir():
+                if entry.name.endswith(_UNFINISHED):
+                    shutil.rmtree(entry)
+            self._keep_latest()
+
+    def write(self, step: int, write: Callable[[Path], None]) -> Path:
+        """Have `write` write the checkpoint of a step, unless it is there already.
+
+        Raises:
+            CheckpointError: if it cannot be written, as where the disk is full; older ones are as they were.
+        """
+        path = self.path / str(step)
+        if not path.exists():
+            write_checkpoint(path, write, self._leads)
+            if self._leads:
+                self._keep_latest()
+        return path
+
+    def _keep_latest(self) -> None:
+        for step in saved_steps(self.path.parent, self._kind)[: -KEPT[self._kind]]:
+            removed = self.path / f"{step}.tmp"  # half a checkpoint has no checkpoint's name
+            (self.path / str(step)).rename(removed)
+            shutil.rmtree(removed)
+
+
+def write_checkpoint(path: Path, write: Callable[[Path], None], leads: bool = True) -> None:
+    """Have `write` write a checkpoint under another name; it gets its own when all of its files have been read back.
+
+    Raises:
+        CheckpointError: if it cannot be written; what there is of it is removed.
+    """
+    temporary = path.with_name(re.sub(r"[^\w.-]", "_", path.name, flags=re.ASCII) + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with plain_path(path.parent) as folder:
+            write(folder / temporary.name)
+        if leads:
+            _write_checksums(temporary)
+            temporary.rename(path)
+    except (OSError, CheckpointError) as error:
+        for left in (temporary, temporary.with_name(f"{temporary.name}.orbax-checkpoint-tmp")):
+            shutil.rmtree(left, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"checkpoint {path}: cannot be written: {reason}") from error
+
+
+@contextmanager
+def plain_path(folder: Path) -> Generator[Path]:
+    """Give an absolute path to a folder that has no character with a meaning of its own to orbax or tensorstore.
+
+    Orbax looks for the pattern that a path is, tensorstore takes "\\" for "/", and both take "a:/" for a protocol. A
+    path of other than plain characters is given as that of a link, which is removed afterwards.
+
+    Raises:
+        CheckpointError: if the folder for temporary files has such characters too.
+    """
+    folder = folder.absolute()
+    if _PLAIN.fullmatch(str(folder)):
+        yield folder
+        return
+    with TemporaryDirectory(prefix="ttm-") as links:
+        if not _PLAIN.fullmatch(links):
+            raise CheckpointError(
+                f"{folder}: checkpoints need a path of letters, digits and plain signs, or TMPDIR such a path; "
+                f"it is {links}"
+            )
+        link = Path(links) / "link"
+        link.symlink_to(folder, target_is_directory=True)
+        yield link
+
+
+def _write_checksums(path: Path) -> None:
     files = sorted(file for file in path.rglob("*") if file.is_file())
     checksums = {file.relative_to(path).as_posix(): _checksum(file) for file in files}
-    temporary = path / f"{CHECKSUMS}.tmp"
-    temporary.write_text(json.dumps(checksums, indent=1) + "\n", encoding="utf-8")
-    temporary.rename(path / CHECKSUMS)
+    (path / CHECKSUMS).write_text(json.dumps(checksums, indent=1) + "\n", encoding="utf-8")
 
 
 def verify(path: Path, item: str) -> None:
     """Raises CheckpointError where a file of an item is not what was saved; without checksums nothing is known."""
+    if (found := _damage(path, f"{item}/")) is not None:
+        raise damaged(path, found)
+
+
+def damaged(path: Path, what: str) -> CheckpointError:
+    """Make the error of a damaged checkpoint; of a run folder's, it says which one is whole and how to use that."""
+    run, kind = path.parent.parent, path.parent.name
+    kinds = (kind, LATEST) if kind in KEPT else ()
+    others = [run / kind / str(step) for kind in dict.fromkeys(kinds) for step in reversed(saved_steps(run, kind))]
+    for other in others:
+        if other != path and (other / CHECKSUMS).is_file() and _damage(other, "") is None:
+            what += f"; {other} is whole, and is taken once {path} is deleted"
+            break
+    return CheckpointError(f"checkpoint {path}: {what}")
+
+
+def _damage(path: Path, prefix: str) -> str | None:
+    """What is wrong with the first damaged file of those whose names begin so; None where all are whole."""
     try:
         checksums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
+        names = [name for name in dict(checksums) if name.startswith(prefix)]
     except FileNotFoundError:
-        return  # killed between the two: orbax completes the checkpoint, then this is written
-    except (OSError, ValueError):
-        raise CheckpointError(f"checkpoint {path}: {CHECKSUMS} is damaged") from None
-    for name, checksum in checksums.items():
-        if not name.startswith(f"{item}/"):
-            continue
+        return None  # of a checkpoint of version 0.1, killed between the two
+    except (OSError, ValueError, TypeError):
+        return f"{CHECKSUMS} is damaged"
+    for name in names:
         if not (path / name).is_file():
-            raise CheckpointError(f"checkpoint {path}: {name} is missing")
-        if _checksum(path / name) != checksum:
-            raise CheckpointError(f"checkpoint {path}: {name} is damaged: its checksum differs")
+            return f"{name} is missing"
+        try:
+            found = _checksum(path / name)
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
+        if found != checksums[name]:
+            return f"{name} is damaged: its checksum differs"
+    return None
 
 
 def _checksum(file: Path) -> str:
-    try:
-        with file.open("rb") as content:
-            return hashlib.file_digest(content, "sha256").hexdigest()
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {file}: cannot be read: {error.strerror}") from None
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,6 +1,7 @@
 """The command that trains, the same for both twins: its flags, the config that they ask for, Ctrl-C, what it prints."""
 
 import argparse
+import contextlib
 import shlex
 import signal
 import sys
@@ -8,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ttm_jax.cli import Parser, fail, this_python
-from ttm_jax.files import user_path
+from ttm_jax.cli import Parser, fail, lasting_output, this_python
+from ttm_jax.files import FileError, user_path
 from ttm_jax.tasks import load_config, make_task
 from ttm_jax.training.checkpoint_files import CheckpointError
 from ttm_jax.training.config import ConfigError, config_keys, describe, flag_of, flat_values, override, show_value
@@ -25,18 +26,27 @@ DEFAULT_CONFIG = "default"
 Start = Callable[[Any, Task, Path, bool, Callable[[], bool], str | None], Iterator[Event]]
 
 
+# Ctrl-C, an end asked for, a closed terminal, and what clusters send before they end a job.
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+
+
 class StopSignal:
-    """Turns Ctrl-C and SIGTERM into a request; a second Ctrl-C interrupts at once."""
+    """Turns `SIGNALS` into a request; a second Ctrl-C interrupts at once. One that nohup has turned off stays off."""
 
     def __init__(self) -> None:
         self.requested = False
-        signal.signal(signal.SIGINT, self._handle)
-        signal.signal(signal.SIGTERM, self._handle)
+        for number in (getattr(signal, name) for name in SIGNALS if hasattr(signal, name)):
+            if number == signal.SIGINT or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._handle)
 
     def _handle(self, signum: int, frame: object) -> None:
-        self.requested = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("stopping: the step is finished and saved first (Ctrl-C again: at once)", file=sys.stderr)
+        if self.requested and signum == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a third ends the process in silence
+            raise KeyboardInterrupt
+        if not self.requested:
+            self.requested = True
+            with contextlib.suppress(RuntimeError):  # in the middle of another line on stderr
+                print("stopping: the step is finished and saved first (Ctrl-C again: at once)", file=sys.stderr)
 
 
 def make_training_parser(package: str, argv: Sequence[str] | None = None, run_name: str = "{name}") -> Parser:
@@ -104,13 +114,18 @@ def run_training(parser: Parser, args: argparse.Namespace, start: Start, kept_fl
         start: gives the events of a run.
         kept_flags: what the command that goes on has to say again.
     """
+    with lasting_output():
+        return _train(parser, args, start, kept_flags)
+
+
+def _train(parser: Parser, args: argparse.Namespace, start: Start, kept_flags: Sequence[str]) -> int:
     stop = StopSignal()
     try:
         config, workdir = resolve(args)
         task = make_task(config)
         events = start(config, task, workdir, args.resume, lambda: stop.requested, args.init)
         started = next(events)
-    except (ConfigError, CheckpointError) as error:
+    except (ConfigError, CheckpointError, FileError) as error:
         return fail(parser, error)
     except OutOfMemory as error:
         return fail(parser, error, 1)
@@ -126,6 +141,8 @@ def run_training(parser: Parser, args: argparse.Namespace, start: Start, kept_fl
                 display.show(event)
         except (NonFiniteLoss, OutOfMemory, CheckpointError) as error:
             return fail(parser, error, 1)
+        except (FileError, OSError) as error:
+            return fail(parser, f"{error}; --resume goes on from the latest checkpoint", 1)
         except KeyboardInterrupt:
             return fail(parser, f"stopped at once; --resume goes on from the latest checkpoint of {workdir}", 130)
 

@@ -17,10 +17,6 @@ class Checkpoints(Protocol[State]):
         """Write the state and `meta`; complete or not at all."""
         ...
 
-    def close(self) -> None:
-        """Nothing more will be saved."""
-        ...
-
 
 class Engine(Protocol[State]):
     """A framework with the objective that it trains.

@@ -15,6 +15,7 @@ from ttm_jax.training.plan import StepPlan, make_plans
 from ttm_jax.training.precision import LossScale
 from ttm_jax.training.rows import predict_rows
 from ttm_jax.training.run_folder import provenance
+from ttm_jax.training.settings import lenient
 from ttm_jax.training.step import Objective, TrainState, make_state, predict_step, train_step
 from ttm_jax.training.task import Arrays
 
@@ -37,6 +38,7 @@ class JaxEngine:
 
     format = JAX_FORMAT
 
+    @lenient()
     def __init__(
         self,
         objective: Objective,
@@ -58,12 +60,14 @@ class JaxEngine:
         self.plans = tuple(plans)
         self.leads = jax.process_index() == 0
 
+    @lenient()
     def start(self, plan: StepPlan, init: Path | None = None) -> TrainState:
         """Make a fresh state; its parameters are born where they belong."""
         make, shapes = self._fresh()
         params = None if init is None else load_params(init, self._objective)
         return jax.jit(make, out_shardings=self._shardings(shapes, plan))(jax.random.key(self._seed), params=params)
 
+    @lenient()
     def load(self, checkpoint: Path, plan: StepPlan) -> TrainState:
         _, shapes = self._fresh()
         _, dropout_key = jax.random.split(jax.random.key(self._seed))  # of checkpoints that don't hold it
@@ -72,6 +76,7 @@ class JaxEngine:
     def open_checkpoints(self, workdir: Path, kind: str) -> CheckpointFolder:
         return CheckpointFolder(workdir, kind)
 
+    @lenient(transfers=False)
     def step(self, state: TrainState, arrays: Arrays, plan: StepPlan) -> tuple[TrainState, Mapping[str, Any]]:
         placement = self._placements[plan.device]
         return train_step(
@@ -85,6 +90,7 @@ class JaxEngine:
     def read(self, metrics: Mapping[str, Any]) -> Mapping[str, Any]:
         return jax.device_get(metrics)
 
+    @lenient()
     def predict(self, state: TrainState, arrays: Arrays, batch_size: int) -> Arrays:
         """Predict on the first of the devices, which takes a copy of the parameters where they are divided."""
         device = min(state.step.sharding.device_set, key=lambda device: device.id)
@@ -108,6 +114,7 @@ class JaxEngine:
         placement = self._placements[plan.device]
         return plan.describe(self._batch_size, self._batch_size // placement.share)
 
+    @lenient()
     def origin(self) -> dict[str, Any]:
         return {**provenance(), "devices": len(self._placements[None].devices)}
 

@@ -137,17 +137,27 @@ def train(
             None. A run that is resumed has its own.
 
     Raises:
-        ConfigError: at the first event, if the folder has a run and `resume` is off, or its config is another one.
-            Keys that nothing before depends on may differ (see `later_keys`).
-        CheckpointError: if `resume` is on and there is no checkpoint that can be read, or `init` does not fit.
+        ConfigError: at the first event, if the folder has a run and `resume` is off, if its config is another one, or
+            if another run is writing there. Keys that nothing before depends on may differ (see `later_keys`).
+        CheckpointError: if `resume` is on and there is no checkpoint that can be read, if `init` does not fit, or a
+            checkpoint cannot be written.
+        FileError: if another file of the run folder cannot be written.
         NonFiniteLoss: naming the step, its batch and the last good checkpoint.
         OutOfMemory: if memory runs out, and there is nothing left to fall back to.
     """
-    run = _Run(config, task, engine, workdir, resume, init)
-    for event in run.events(stop):
-        if isinstance(event, Trained | Evaluated | FellBack):
-            run.folder.append(event.record)
-        yield event
+    folder = RunFolder(workdir, writes=engine.leads)
+    if resume and not folder.path.exists():
+        raise CheckpointError(f"checkpoint {folder.path}: no such file or folder")
+    with folder.lock() as locked:
+        run = _Run(config, task, engine, folder, resume, init)
+        if not locked:
+            run.notes.append(
+                Said(f"{workdir}: this file system has no locks; take care that no other run writes there")
+            )
+        for event in run.events(stop):
+            if isinstance(event, Trained | Evaluated | FellBack):
+                folder.append(event.record)
+            yield event
 
 
 class _Run(Generic[State]):
@@ -156,19 +166,19 @@ class _Run(Generic[State]):
         config: RunConfig,
         task: Task,
         engine: Engine[State],
-        workdir: str | Path,
+        folder: RunFolder,
         resume: bool,
         init: str | Path | None,
     ):
         self._config, self._task, self._engine = config, task, engine
-        self.folder = RunFolder(workdir, writes=engine.leads)
+        self.folder = folder
         self._fresh_task = copy.deepcopy(task.to_dict())
         self._init: str | None = None  # the checkpoint of the first parameters
         self._origin = engine.origin()
         self._eval_batch_size = config.train.eval_batch_size
         self._pending: tuple[Batch, Mapping[str, Any]] | None = None  # the last step, whose metrics have not been read
         self._state: State
-        self._notes: list[Said] = []  # what an evaluation had to say before it ended
+        self.notes: list[Said] = []  # what is said with the next event
         # Where a run starts from: 1. with `resume`, the latest checkpoint of its folder; 2. the parameters of `init`,
         # which its folder remembers; 3. the seed.
         if resume:
@@ -177,7 +187,7 @@ class _Run(Generic[State]):
         else:
             if self.folder.metrics_path.exists() or (self.folder.path / LATEST).exists():
                 raise ConfigError(
-                    f"{workdir} has a run already; --resume goes on with it, --workdir names another folder"
+                    f"{folder.path} has a run already; --resume goes on with it, --workdir names another folder"
                 )
             self._init = None if init is None else str(find_checkpoint(init))
             self._begin(engine.plans[0])
@@ -192,6 +202,7 @@ class _Run(Generic[State]):
         yield Started(self.progress.step, total_steps, self._engine.describe(self._state, plan))
         if self._init is not None and not self.progress.step:
             yield Said(f"the parameters are those of {self._init}")
+        yield from self._say()
         if plan != self._engine.plans[0]:
             yield Said(f"memory ran out before: going on with {self._engine.describe_plan(plan)}")
         # The order below decides what a resumed run sees; a checkpoint is taken at the end of a turn only.
@@ -203,8 +214,6 @@ class _Run(Generic[State]):
         self.progress.seconds = time.perf_counter() - self._started
         self._save()
         self.folder.draw_curves(self._task.curves)
-        self._latest.close()
-        self._best.close()
         how = "early stop" if self.progress.early_stop else "interrupted" if stopped else "finished"
         yield Ended(how, self.progress.step, self.progress.step * self._task.batch_size, self.progress.seconds)
 
@@ -268,8 +277,7 @@ class _Run(Generic[State]):
     def _end_epoch(self, epoch: int) -> Iterator[Event]:
         is_due = epoch % self._config.train.eval_every_epochs == 0
         evaluation = self._task.evaluate(self._predict) if is_due else None
-        yield from self._notes
-        self._notes.clear()
+        yield from self._say()
         verdict = self._task.end_epoch(evaluation)
         self.progress.early_stop = verdict.stop
         if evaluation is not None:
@@ -283,6 +291,10 @@ class _Run(Generic[State]):
         if evaluation is not None or verdict.message is not None:
             self._save()
 
+    def _say(self) -> Iterator[Said]:
+        yield from self.notes
+        self.notes.clear()
+
     def _predict(self, arrays: Arrays) -> Arrays:
         """Predict any number of rows, half as many at a time where memory runs out."""
         while True:
@@ -295,7 +307,7 @@ class _Run(Generic[State]):
                 if self._eval_batch_size == 1:
                     raise OutOfMemory(f"{where}, of one row at a time; {self._kept_checkpoint()}") from error
             self._eval_batch_size //= 2
-            self._notes.append(Said(f"{where}: going on with {self._eval_batch_size} rows at a time"))
+            self.notes.append(Said(f"{where}: going on with {self._eval_batch_size} rows at a time"))
 
     def _begin(self, plan: StepPlan) -> None:
         self._task.load_dict(copy.deepcopy(self._fresh_task))
@@ -334,7 +346,9 @@ class _Run(Generic[State]):
             self.progress.plan = plan or self.progress.plan
             self._task.load_dict(saved["task"] if "task" in saved else saved["curriculum"])  # so until version 0.1
             self._state = self._made(lambda: self._engine.load(checkpoint, self.progress.plan))
-        self.folder.truncate(self.progress.step)
+        if damaged := self.folder.truncate(self.progress.step):
+            text = f"{self.folder.metrics_path}: damaged lines dropped: {damaged}; training does not depend on them"
+            self.notes.append(Said(text))
 
     def _fall_back(self) -> FellBack:
         """Go on from the latest checkpoint with steps that take less memory.
@@ -349,7 +363,7 @@ class _Run(Generic[State]):
                 f"{where} with {self._engine.describe_plan(plans[tried])}: nothing is left to fall back to; "
                 f"{self._kept_checkpoint()}"
             )
-        self._pending, self._notes = None, []
+        self._pending, self.notes = None, []
         del self._state  # before another takes its room
         self._restore(plans[tried + 1])
         plan, seconds = self.progress.plan, time.perf_counter() - self._started

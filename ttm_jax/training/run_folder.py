@@ -6,18 +6,22 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+import tomllib
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ttm_jax.files import PACKAGE
+import ttm_jax
+from ttm_jax.files import PACKAGE, naming, write_json
 from ttm_jax.hardware.detect import processor_name
 from ttm_jax.plotting import pyplot
 from ttm_jax.training.config import ConfigError, config_to_toml
 from ttm_jax.training.task import Curve
 
+PROJECT = "token-turing-machine"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -35,19 +39,54 @@ class RunFolder:
         self.config_path = self.path / "config.toml"
         self._writes = writes
 
-    def create(self, config: Any, versions: dict[str, Any]) -> None:
-        """Make the folder with `config.toml` and `versions.json` (see `provenance`)."""
-        if self._writes:
+    @contextmanager
+    def lock(self) -> Generator[bool]:
+        """Keep other runs out of the folder; gives False where the file system has no locks.
+
+        The folder is made where needed, and removed again where nothing was written to it. The system ends the lock
+        with the process, however that ends.
+
+        Raises:
+            ConfigError: if another run has the folder.
+            FileError: if it cannot be made.
+        """
+        if not self._writes:
+            yield True
+            return
+        made, lock = not self.path.exists(), self.path / "lock"
+        with naming(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / "versions.json").write_text(json.dumps(versions, indent=2) + "\n", encoding="utf-8")
+            file = lock.open("a")
+        with file:
+            locked = True
+            try:
+                import fcntl  # Windows has none
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"{self.path}: another run is writing there; wait for its end, or stop it") from None
+            except (OSError, ModuleNotFoundError):
+                locked = False
+            try:
+                yield locked
+            finally:
+                if made and [*self.path.iterdir()] == [lock]:
+                    lock.unlink()
+                    self.path.rmdir()
+
+    def create(self, config: Any, versions: dict[str, Any]) -> None:
+        """Write `versions.json` (see `provenance`), then `config.toml`."""
+        if self._writes:
+            write_json(self.path / "versions.json", versions)
             self.write_config(config)
 
     def write_config(self, config: Any) -> None:
         """Write `config.toml`, complete or not at all."""
         if self._writes:
             temporary = self.config_path.with_suffix(".tmp")
-            temporary.write_text(config_to_toml(config), encoding="utf-8")
-            temporary.replace(self.config_path)
+            with naming(self.config_path):
+                temporary.write_text(config_to_toml(config), encoding="utf-8")
+                temporary.replace(self.config_path)
 
     def init(self) -> str | None:
         """Give the checkpoint whose parameters the run started from, as `versions.json` says; None where it is none.
@@ -64,23 +103,39 @@ class RunFolder:
     def append(self, record: dict[str, Any]) -> None:
         """Add a line to the metrics, at once on disk."""
         if self._writes:
-            with self.metrics_path.open("a", encoding="utf-8") as file:
+            with naming(self.metrics_path), self.metrics_path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
-        """Give all complete lines of the metrics; a last line cut short by a crash is left out."""
-        if not self.metrics_path.exists():
-            return []
-        lines = self.metrics_path.read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines[:-1]]
+        """Give all lines of the metrics but damaged ones, as the last is where the disk was full."""
+        return [record for record in self._lines() if record is not None]
 
-    def truncate(self, step: int) -> None:
-        """Drop the lines after `step`, which a resumed run writes again."""
+    def _lines(self) -> Iterator[dict[str, Any] | None]:
+        """The lines of the metrics; None for each that is damaged."""
+        if not self.metrics_path.exists():
+            return
+        with naming(self.metrics_path):
+            lines = self.metrics_path.read_text(encoding="utf-8", errors="replace").split("\n")
+        for line in lines[:-1] if lines[-1] == "" else lines:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                record = None
+            yield record if isinstance(record, dict) and {"kind", "step"} <= record.keys() else None
+
+    def truncate(self, step: int) -> int:
+        """Drop the lines after `step`, which a resumed run writes again, and damaged ones; give how many these were.
+
+        A damaged line after the last of `step` does not count: it is written again.
+        """
+        lines = list(self._lines())
+        kept = [record for record in lines if record is not None and record["step"] <= step]
         if self._writes:
-            kept = [record for record in self.records() if record["step"] <= step]
             temporary = self.metrics_path.with_suffix(".tmp")
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-            temporary.replace(self.metrics_path)
+            with naming(self.metrics_path):
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+                temporary.replace(self.metrics_path)
+        return lines[: lines.index(kept[-1])].count(None) if kept else 0
 
     def draw_curves(self, curves: Sequence[Curve]) -> None:
         """Draw loss and learning rate over the steps, and the panels of the task, as `curves.png`."""
@@ -105,7 +160,8 @@ class RunFolder:
             axis.grid(alpha=0.3)
         for axis in axes[-1]:
             axis.set(xlabel="step")
-        figure.savefig(self.path / "curves.png", dpi=110)
+        with naming(self.path / "curves.png"):
+            figure.savefig(self.path / "curves.png", dpi=110)
         plt.close(figure)
 
 
@@ -132,11 +188,12 @@ def provenance() -> dict[str, Any]:
 
 
 def describe_origin(packages: Iterable[str], device: str, backend: str) -> dict[str, Any]:
-    """Where a result comes from: versions of Python and of `packages`, commit, machine, date, command."""
+    """Where a result comes from: versions of Python, this library and `packages`, commit, machine, date, command."""
     return {
         "python": platform.python_version(),
+        PROJECT: ttm_jax.__version__,
         **{package: version(package) for package in packages},
-        "commit": _commit(),
+        "commit": commit_of(PACKAGE.parent),
         "device": device,
         "backend": backend,
         "machine": f"{processor_name()}, {os.cpu_count()} CPU cores",
@@ -145,19 +202,24 @@ def describe_origin(packages: Iterable[str], device: str, backend: str) -> dict[
     }
 
 
-def _commit() -> str | None:
-    """The commit of the source tree, "+changes" where it has any outside results/; None where it is no git tree."""
-    source = PACKAGE.parent
+def commit_of(folder: Path) -> str | None:
+    """The commit of a checkout of this project, "+changes" where it has any outside results/.
+
+    None for any other folder: below a user's own repository an installed package has no commit.
+    """
 
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", source, *arguments], capture_output=True, text=True, check=True, timeout=10
+            ["git", "-C", folder, *arguments], capture_output=True, text=True, check=True, timeout=10
         ).stdout.strip()
 
     try:
+        project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+        if project["project"]["name"] != PROJECT or not Path(git("rev-parse", "--show-toplevel")).samefile(folder):
+            return None
         changes = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!results")
         return git("rev-parse", "HEAD") + ("+changes" if changes else "")
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, ValueError, KeyError, subprocess.SubprocessError):
         return None
 
 

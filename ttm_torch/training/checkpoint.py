@@ -4,27 +4,28 @@
 `training/` has the optimiser's state as `torch.load(..., weights_only=True)` reads it.
 """
 
+import io
 import json
-import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from ttm_jax.tasks import config_of_checkpoint
 from ttm_jax.training.checkpoint_files import (
-    KEPT,
-    LATEST,
     TORCH_FORMAT,
     CheckpointError,
+    KeptCheckpoints,
     check_arrays,
+    damaged,
+    plain_path,
     read_meta,
-    saved_steps,
     verify,
-    write_checksums,
+    write_checkpoint,
 )
 from ttm_torch.training.step import TrainState
 
@@ -32,29 +33,17 @@ Model = TypeVar("Model", bound=nn.Module)
 _WEIGHTS, _TRAINING = "params/model.safetensors", "training/optimizer.pt"
 
 
-class CheckpointFolder:
+class CheckpointFolder(KeptCheckpoints):
     """The checkpoints of one kind (`LATEST` or `BEST`) in a run folder."""
 
-    def __init__(self, workdir: Path, kind: str):
-        self.path = Path(workdir).absolute() / kind
-        self.path.mkdir(parents=True, exist_ok=True)
-        for left_by_a_kill in self.path.glob("*.tmp"):
-            shutil.rmtree(left_by_a_kill)
-        self._kept, self._with_training = KEPT[kind], kind == LATEST
-
     def save(self, state: TrainState, meta: dict[str, Any]) -> Path:
-        """Write the state and `meta` as the checkpoint of the state's step, unless it is there already."""
-        path = self.path / str(state.step)
-        if not path.exists():
-            _write(path, state.model, meta, _training(state) if self._with_training else None)
-        for step in saved_steps(self.path.parent, self.path.name)[: -self._kept]:
-            removed = self.path / f"{step}.tmp"
-            (self.path / str(step)).rename(removed)
-            shutil.rmtree(removed)
-        return path
+        """Write the state and `meta` as the checkpoint of the state's step, unless it is there already.
 
-    def close(self) -> None:
-        """Do nothing: nothing is open."""
+        Raises:
+            CheckpointError: if it cannot be written, as where the disk is full; older ones are as they were.
+        """
+        training = _training(state) if self.with_training else None
+        return self.write(state.step, partial(_write, state.model, meta, training))
 
 
 def load_meta(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -69,7 +58,7 @@ def load_meta(path: Path) -> tuple[Any, dict[str, Any]]:
 
 def save_model(path: Path, model: nn.Module, meta: dict[str, Any]) -> None:
     """Write weights and `meta`, which has the config, as a checkpoint at a path where there is nothing yet."""
-    _write(path, model, meta, None)
+    write_checkpoint(path, partial(_write, model, meta, None))
 
 
 def load_model(path: Path, model: Model) -> Model:
@@ -99,21 +88,19 @@ def load_state(path: Path, state: TrainState) -> TrainState:
         state.scheduler.load_state_dict(training["scheduler"])
         state.carry = training.get("carry", ())  # which checkpoints until version 0.1 don't have
     except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise CheckpointError(f"checkpoint {path}: training/ is damaged, or of another optimiser") from error
+        raise damaged(path, "training/ is damaged, or of another optimiser") from error
     return state
 
 
-def _write(path: Path, model: nn.Module, meta: dict[str, Any], training: dict[str, Any] | None) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    for item in ("params", "meta", *(["training"] if training else [])):
-        (temporary / item).mkdir(parents=True)
-    save_file(_weights(model), temporary / _WEIGHTS)
-    text = json.dumps({**meta, "format": TORCH_FORMAT})
-    (temporary / "meta" / "metadata").write_text(text, encoding="utf-8")
+def _write(model: nn.Module, meta: dict[str, Any], training: dict[str, Any] | None, path: Path) -> None:
+    files = {_WEIGHTS: save(_weights(model)), "meta/metadata": json.dumps({**meta, "format": TORCH_FORMAT}).encode()}
     if training:
-        torch.save(training, temporary / _TRAINING)
-    write_checksums(temporary)
-    temporary.rename(path)
+        content = io.BytesIO()
+        torch.save(training, content)
+        files[_TRAINING] = content.getvalue()
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True)
+        (path / name).write_bytes(content)
 
 
 def _training(state: TrainState) -> dict[str, Any]:
@@ -128,9 +115,10 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
 def _load_weights(path: Path, model: nn.Module) -> None:
     verify(path, "params")
     try:
-        weights = load_file(path / _WEIGHTS)
+        with plain_path(path) as plain:
+            weights = load_file(plain / _WEIGHTS)
     except (OSError, SafetensorError):
-        raise CheckpointError(f"checkpoint {path}: params/ is damaged") from None
+        raise damaged(path, "params/ is damaged") from None
     check_arrays(path, "params", _shapes(weights), _shapes(model.state_dict()))
     model.load_state_dict(weights)
 

@@ -1,18 +1,22 @@
 """Checkpoints: to the bit, complete or absent, and one clear error for everything else."""
 
 import json
+import os
 import shutil
+import tempfile
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from tests import toy
 from ttm_jax.multiplication.objective import create_state, make_objective
 from ttm_jax.tasks import config_from_dict
-from ttm_jax.training.checkpoint import CheckpointFolder, load_meta, load_params, load_state
+from ttm_jax.training.checkpoint import CheckpointFolder, load_meta, load_params, load_state, save_params
 from ttm_jax.training.checkpoint_files import BEST, LATEST, CheckpointError, find_checkpoint, saved_steps
 from ttm_jax.training.config import config_to_dict, override
+from ttm_jax.training.step import make_state
 
 
 @pytest.fixture
@@ -35,10 +39,7 @@ def save(tiny_config, tmp_path):
     """`save(state, kind, **meta)` gives the checkpoint's path."""
 
     def write(state, kind=LATEST, **meta):
-        folder = CheckpointFolder(tmp_path, kind)
-        path = folder.save(state, {"config": config_to_dict(tiny_config), **meta})
-        folder.close()
-        return path
+        return CheckpointFolder(tmp_path, kind).save(state, {"config": config_to_dict(tiny_config), **meta})
 
     return write
 
@@ -93,7 +94,6 @@ def test_the_latest_two_and_the_best_one_are_kept(state, tmp_path, tiny_config):
         folder = CheckpointFolder(tmp_path, kind)
         for step in (1, 2, 3):
             folder.save(state.replace(step=jax.numpy.int32(step)), {"config": config_to_dict(tiny_config)})
-        folder.close()
         assert saved_steps(tmp_path, kind) == kept
 
 
@@ -134,6 +134,39 @@ def test_what_a_killed_save_left_is_passed_over_and_removed(checkpoint, tmp_path
     assert find_checkpoint(tmp_path, (LATEST,)) == run / "9"
     save(state)
     assert sorted(path.name for path in run.iterdir()) == ["12", "9"]
+
+
+# What orbax looks for as a pattern, tensorstore takes for a separator or a protocol, and no one can read as text.
+@pytest.mark.parametrize("name", ["[0,9]", "a*b?", "win\\run", "gs:", "a\n{é}~#%41", os.fsdecode(b"\xff")])
+def test_any_path_that_the_file_system_takes(name, tmp_path):
+    config = toy.Config()
+
+    def fresh(seed):
+        return make_state(toy.LineObjective(), config.optimizer, jax.random.key(seed), config.batch_size)
+
+    path = CheckpointFolder(tmp_path / name, LATEST).save(fresh(1), {"config": {}})
+    assert bits(load_state(path, fresh(2)).params) == bits(fresh(1).params)
+    assert saved_steps(tmp_path / name, LATEST) == [0]
+    save_params(tmp_path / "to" / name, fresh(3).params, {"config": {}})
+    assert bits(load_params(tmp_path / "to" / name, toy.LineObjective())) == bits(fresh(3).params)
+
+
+def test_a_path_that_nothing_can_be_saved_to_is_refused_at_once(tmp_path, monkeypatch):
+    (tmp_path / "[a]").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "[a]"))
+    with pytest.raises(CheckpointError, match=r"\[0\].*TMPDIR"):
+        CheckpointFolder(tmp_path / "[0]", LATEST)
+
+
+def test_a_save_that_fails_leaves_what_there_was(state, save, tmp_path, small_files):
+    first = save(state)
+    state = state.replace(carry=jax.numpy.arange(1 << 19))
+    with (
+        small_files(1 << 20),
+        pytest.raises(CheckpointError, match="checkpoints/13: cannot be written: File too large$"),
+    ):
+        save(state.replace(step=jax.numpy.int32(13)))
+    assert [path.name for path in (tmp_path / LATEST).iterdir()] == [first.name]
 
 
 def files_of(checkpoint):
@@ -212,6 +245,22 @@ def test_a_save_killed_before_its_checksums_is_complete(checkpoint, tiny_config)
     (checkpoint / "params" / "_METADATA").write_text("{")
     with pytest.raises(CheckpointError, match="params/ is damaged$"):
         load_params(checkpoint, make_objective(tiny_config))
+
+
+def test_a_damaged_checkpoint_names_one_that_is_whole(tiny_run, tmp_path, tiny_config):
+    """The next to be taken, of the latest and, where the best is damaged, of what is there besides."""
+    run = tmp_path / "run"
+    shutil.copytree(tiny_run.path, run)
+    for kind, other in ((BEST, "checkpoints/40"), (LATEST, "checkpoints/30")):
+        damaged = find_checkpoint(run, (kind,))
+        (damaged / "meta" / "metadata").write_text("{")
+        with pytest.raises(CheckpointError, match=f"differs; {run / other} is whole, .* {damaged} is deleted$"):
+            load_meta(damaged)
+    (run / "checkpoints" / "30" / "meta" / "metadata").unlink()
+    with pytest.raises(CheckpointError, match="its checksum differs$"):
+        load_meta(damaged)
+    shutil.rmtree(damaged)
+    assert find_checkpoint(run, (LATEST,)).name == "30"
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", "7", '{"config": {}}', "\ud800"])

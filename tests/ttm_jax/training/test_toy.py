@@ -331,7 +331,6 @@ saved = engine(2, 2)
 state, _ = steps(saved, saved.start(saved.plans[0]), 2)
 folder = saved.open_checkpoints(sys.argv[2], LATEST)
 path = folder.save(state, {"config": {}})
-folder.close()
 for data, model in ((1, 1), (4, 2)):
     other = engine(data, model)
     again = other.load(path, other.plans[0])

@@ -96,15 +96,14 @@ def test_kill_during_a_save(tiny_run, tiny_config, config_file, tmp_path, kill, 
     former, best = [record["step"] for record in records(tiny_run.path, "eval") if record["best"]][-2:]
     arguments = ["--config", config_file, "--workdir", run]
     for events, left in [
-        ("open /checkpoints/10.orbax-checkpoint-tmp/params.orbax-checkpoint-tmp/_METADATA", []),
+        ("open /checkpoints/10.tmp.orbax-checkpoint-tmp/params.orbax-checkpoint-tmp/_METADATA", []),
         ("os.rename /checkpoints/20'", [10]),  # everything is written, but under another name
-        ("open /checkpoints/20/checksums.json.tmp", [10, 20]),
-        (f"shutil.rmtree /best/{former}';os.rmdir ", [best - 20, best - 10]),  # a better one is there already
+        (f"shutil.rmtree /best/{former}.tmp';os.rmdir ", [best - 20, best - 10]),  # a better one is there already
     ]:
         kill("ttm_jax.train", events, *arguments)
         assert saved_steps(run, LATEST) == left
         arguments = ["--workdir", run, "--resume"]
-    assert saved_steps(run, BEST) == [former, best]
+    assert saved_steps(run, BEST) == [best]
     assert train(tiny_config, run, resume=True) == "finished"
     assert snapshot(run, tiny_config) == snapshot(tiny_run.path, tiny_config)
 
@@ -143,7 +142,7 @@ class TestOneRun:
 
     def test_folder(self, tiny_run):
         names = {path.name for path in tiny_run.path.iterdir()}
-        assert names == {"config.toml", "versions.json", "metrics.jsonl", "curves.png", LATEST, BEST}
+        assert names == {"config.toml", "versions.json", "metrics.jsonl", "curves.png", "lock", LATEST, BEST}
         assert load_config(tiny_run.path / "config.toml") == tiny_run.config
         versions = json.loads((tiny_run.path / "versions.json").read_text())
         assert versions["jax"] == jax.__version__

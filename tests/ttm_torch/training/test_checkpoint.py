@@ -84,6 +84,24 @@ def test_what_a_kill_left_is_removed(state, save, tmp_path):
     assert [path.name for path in (tmp_path / LATEST).iterdir()] == ["3"]
 
 
+@pytest.mark.parametrize("name", ["[0,9]", "win\\run", os.fsdecode(b"\xff")])
+def test_any_path_that_the_file_system_takes(name, state, tiny_config, tmp_path, bits):
+    path = CheckpointFolder(tmp_path / name, LATEST).save(state, {"config": config_to_dict(tiny_config)})
+    loaded = load_state(path, create_state(override(tiny_config, {"optimizer.name": "muon"})))
+    assert bits(dict(loaded.model.state_dict())) == bits(dict(state.model.state_dict()))
+
+
+def test_a_save_that_fails_leaves_what_there_was(state, save, tmp_path, small_files):
+    save(state)
+    state.scheduler.last_epoch, state.carry = 5, torch.arange(1 << 19)
+    with (
+        small_files(1 << 20),
+        pytest.raises(CheckpointError, match="checkpoints/5: cannot be written: File too large$"),
+    ):
+        save(state)
+    assert [path.name for path in (tmp_path / LATEST).iterdir()] == ["3"]
+
+
 def test_loading_leaves_the_random_numbers_alone(tiny_run):
     torch.manual_seed(0)
     before = torch.get_rng_state()

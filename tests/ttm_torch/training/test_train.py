@@ -70,6 +70,14 @@ class TestResume:
         assert snapshot(tmp_path, tiny_config) == snapshot(tiny_run.path, tiny_config)
 
 
+def test_a_second_run_in_the_folder_is_refused(tiny_config, tmp_path):
+    first = start(tiny_config, make_task(tiny_config), tmp_path, device="cpu")
+    next(first)
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match="another run"):
+            next(start(tiny_config, make_task(tiny_config), tmp_path, resume, device="cpu"))
+
+
 def test_kill_during_a_save(tiny_run, tiny_config, config_file, tmp_path, kill, train, snapshot):
     run = tmp_path / "run"
     arguments = ["--config", config_file, "--workdir", run, "--device", "cpu"]
@@ -123,7 +131,7 @@ class TestOneRun:
 
     def test_folder(self, tiny_run):
         names = {path.name for path in tiny_run.path.iterdir()}
-        assert names == {"config.toml", "versions.json", "metrics.jsonl", "curves.png", LATEST, BEST}
+        assert names == {"config.toml", "versions.json", "metrics.jsonl", "curves.png", "lock", LATEST, BEST}
         assert load_config(tiny_run.path / "config.toml") == tiny_run.config
         versions = json.loads((tiny_run.path / "versions.json").read_text())
         assert (versions["torch"], versions["device"], versions["backend"]) == (torch.__version__, "cpu", "cpu")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ttm_jax.cli import Parser, fail, this_python
+from ttm_jax.cli import Parser, command, fail, this_python
 from ttm_jax.multiplication.demo.picture import SUFFIXES, PictureError, save_picture
 from ttm_jax.multiplication.demo.problem import EXAMPLE, ProblemError, parse_problem
 from ttm_jax.multiplication.demo.terminal import answer_line, render
@@ -43,6 +43,7 @@ def make_parser() -> Parser:
     return parser
 
 
+@command
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     # A space before what looks like a negative number: it is a bad problem then, not an unknown flag.

@@ -24,6 +24,7 @@ from ttm_jax.multiplication.multiplier import Multiplier
 from ttm_jax.multiplication.problems import encode_answers, encode_problems, place_name, schoolbook_carries
 from ttm_jax.multiplication.steps import steps_of_places
 from ttm_jax.multiplication.vocab import DIGIT_TOKENS, EOS_TOKEN, tokens_to_answer
+from ttm_jax.training.settings import lenient
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,7 @@ class Trace:
         }
 
 
+@lenient()
 def trace(multiplier: Multiplier, a: int, b: int) -> Trace:
     """Multiply two numbers and look at every step."""
     inputs_1xS = encode_problems(np.array([a]), np.array([b]))
