@@ -34,6 +34,17 @@ def multiply_in_pytorch(path: str) -> list[int | None]:
     return multiplier.multiply([81256, 35], [74553, 37])
 
 
+def write(prompt: str) -> str:
+    model: ttm_jax.LanguageModel = ttm_jax.load("text")
+    assert_type(model.bits_per_byte(prompt), float)
+    writer = model.writer(batch_size=2)
+    assert_type(writer, ttm_jax.Writer)
+    writer.read(prompt)
+    for first, _ in writer.write(10):
+        assert_type(first, bytes)
+    return "".join(model.generate(prompt, max_new_tokens=10, seed=1))
+
+
 class Classifier(nn.Module):
     """A model of one's own."""
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ttm_jax.cli import Parser, command, fail, positive_int
-from ttm_jax.files import FileError
+from ttm_jax.files import PACKAGE, FileError, shipped
 from ttm_jax.tasks import load
 from ttm_jax.text.language_model import LanguageModel
 from ttm_jax.text.tokenizer import as_text
 from ttm_jax.training.checkpoint_files import CheckpointError
 
-CHECKPOINT = "text"
+CHECKPOINT = shipped(PACKAGE, "checkpoints", "checkpoints") / "text"
 
 
 def make_parser() -> Parser:
@@ -24,7 +24,10 @@ def make_parser() -> Parser:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
-        "checkpoint", nargs="?", default=CHECKPOINT, help="a checkpoint, a run folder or a shipped name"
+        "checkpoint",
+        nargs="?",
+        default=argparse.SUPPRESS,
+        help="a checkpoint, a run folder or a shipped name; where left out the shipped one of text",
     )
     parser.add_argument("--prompt", default="", help="what the text begins with; - reads it from stdin")
     parser.add_argument("--tokens", type=positive_int, default=400, help="how many to write")
@@ -42,12 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = make_parser()
     args = parser.parse_args(argv)
+    checkpoint = getattr(args, "checkpoint", CHECKPOINT)
     try:
-        model = load(args.checkpoint)
+        model = load(checkpoint)
         if not isinstance(model, LanguageModel):
             return fail(
                 parser,
-                f"{args.checkpoint} is no language model; python -m ttm_jax.train --config text/quick trains one",
+                f"{checkpoint} is no language model; python -m ttm_jax.train --config text/quick trains one",
             )
         writer = model.writer(args.samples)
         if args.state is not None and args.state.exists():
