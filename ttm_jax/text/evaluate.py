@@ -1,14 +1,17 @@
 """The command that measures a language model on held-out text: bits per byte, and what its history is worth."""
 
 import bz2
+import dataclasses
 import gzip
 import json
 import lzma
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 
 from ttm_jax.cli import Parser, fail, positive_int
@@ -19,14 +22,17 @@ from ttm_jax.text.objective import make_objective
 from ttm_jax.text.recall import RecallTask
 from ttm_jax.training.checkpoint_files import CheckpointError
 from ttm_jax.training.config import ConfigError
-from ttm_jax.training.jax_engine import JaxEngine
+from ttm_jax.training.rows import predict_rows
 from ttm_jax.training.run_folder import provenance
+from ttm_jax.training.step import predict_step
+from ttm_jax.training.task import Arrays
 
 COMPRESSORS = {
     "gzip -9": lambda data: gzip.compress(data, 9, mtime=0),
     "bzip2 -9": lambda data: bz2.compress(data, 9),
     "xz -9e": lambda data: lzma.compress(data, preset=9 | lzma.PRESET_EXTREME),
 }
+SEQUENCES = 1000  # of a recall
 REACHES = (0, 1, 2, 4, 8)
 WORD = re.compile(rb"[A-Za-z_]\w{3,}")
 
@@ -42,7 +48,11 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--path", help="a file or folder to measure; of a folder what is held out (default: the corpus)"
     )
-    parser.add_argument("--documents", type=positive_int, help="how many, evenly from all (default: all)")
+    parser.add_argument(
+        "--documents",
+        type=positive_int,
+        help="how many, evenly from all (default: all); of recall, how many sequences (default: 1000)",
+    )
     parser.add_argument("--reach", action="store_true", help=f"cut history to {REACHES} segments as well")
     parser.add_argument("--repeats", action="store_true", help="words that come again from beyond the window, apart")
     parser.add_argument("--json", action="store_true", help="one JSON object with all counts")
@@ -56,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         model = load(args.checkpoint)
         if model.config.data.kind == "recall":
-            found, text = _recall(model)
+            found, text = _recall(model, args.documents or SEQUENCES)
         else:
             data = model.config.data
             corpus = read_corpus(args.path or data.path, data.patterns, data.held_out)
@@ -146,13 +156,21 @@ def describe(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _recall(model: LanguageModel) -> tuple[dict[str, Any], str]:
-    """The evaluation of the last level, as training makes it."""
-    task, objective = RecallTask.at_the_end(model.config), make_objective(model.config)
-    engine = JaxEngine(objective, model.config.optimizer, 0, model.config.data.batch_size, num_devices=1)
-    state = engine.start(engine.plans[0]).replace(params=model.variables["params"])
-    size = model.config.train.eval_batch_size
-    record = task.evaluate(lambda arrays: engine.predict(state, arrays, size)).record
+def _recall(model: LanguageModel, sequences: int) -> tuple[dict[str, Any], str]:
+    """The evaluation of the last level, of sequences that neither training nor its evaluations have drawn."""
+    config = model.config
+    config = dataclasses.replace(
+        config,
+        recall=dataclasses.replace(config.recall, eval_sequences=sequences),
+        train=dataclasses.replace(config.train, seed=config.train.seed + 1),
+    )
+    objective, task = make_objective(config), RecallTask.at_the_end(config)
+
+    def predict(arrays: Arrays) -> Arrays:
+        compute = partial(predict_step, objective, model.variables["params"])
+        return predict_rows(compute, arrays, config.train.eval_batch_size, jax.device_get)
+
+    record = task.evaluate(predict).record
     return record, task.describe_evaluation(record)
 
 
