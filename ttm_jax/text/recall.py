@@ -160,7 +160,7 @@ class RecallTask:
             setattr(self, f"_{name}", values[name])
 
     def describe_training(self, record: Record) -> str:
-        level = f"{record['facts']} facts, {record['segments']} segments"
+        level = f"{_facts(record)}, {record['segments']} segments"
         return f"{level}: {100 * record['recall']:.0f} % recalled"
 
     def describe_evaluation(self, record: Record) -> str:
@@ -171,11 +171,14 @@ class RecallTask:
             cells.append(f"{distance} segments {share:.1f} % ({100 * low:.1f} - {100 * high:.1f})")
         wiped = 100 * record["wiped"]["correct"] / record["wiped"]["total"]
         chance = 100 / self._config.recall.num_values
-        facts = record["facts"]
-        return f"{facts} facts recalled over {', '.join(cells)}; memory wiped {wiped:.1f} %, chance {chance:.1f} %"
+        return f"{_facts(record)} recalled over {', '.join(cells)}; memory wiped {wiped:.1f} %, chance {chance:.1f} %"
 
     def table(self, evaluations: Sequence[Record]) -> None:
         return None
+
+
+def _facts(record: Record) -> str:
+    return f"{record['facts']} fact{'s' if record['facts'] > 1 else ''}"
 
 
 def _percent(found: Mapping[str, Mapping[str, int]]) -> dict[str, float]:
