@@ -323,8 +323,9 @@ def recall(results: Results) -> str:
 
 # By page: its blocks, each between <!-- name --> and <!-- /name -->.
 PAGES: dict[str, tuple[Callable[[Results], str], ...]] = {
-    "README.md": (why, accuracy, memory, text),
+    "README.md": (why, accuracy, text),
     "docs/parity.md": (parity,),
+    "docs/training.md": (memory,),
     "docs/performance.md": (training_step, batch_size, unrolled_steps, history),
     "docs/text.md": (bits_per_byte, recall),
     "results/default/README.md": (runs, candidates),
