@@ -220,7 +220,7 @@ def compared(*runs: str, length: str) -> list[str]:
 
 
 def mean_of_seeds(run: str, length: str) -> str:
-    """Percent of held-out pairs of a length that the runs of a row of the README's table of memory get right."""
+    """Percent of held-out pairs of a length that the runs of a row of the table of memory get right."""
     shares = [
         counts["correct"] / counts["total"]
         for seed in pages.MEMORY_SEEDS
