@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.export import is_symbolic_dim
 from jax.sharding import NamedSharding, PartitionSpec
 
 Dtype = Any
@@ -154,9 +155,10 @@ def _matrix_product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, pre
     """Multiply the last axes of `x` with the first axes of `kernel`, as `lax.dot_general` does.
 
     In the gradient of a product with more than two axes, XLA copies an operand into another layout at each step of
-    a scan. A kernel larger than the activations is therefore multiplied as a matrix, which needs no copy.
+    a scan. A kernel larger than the activations is therefore multiplied as a matrix, which needs no copy. Under
+    `jax.export` the batch may have no number.
     """
-    if kernel.size <= x.size:
+    if is_symbolic_dim(x.size) or kernel.size <= x.size:
         return jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision)
     (_, contracted), _ = dimension_numbers
     rows, features = x.shape[: x.ndim - len(contracted)], kernel.shape[len(contracted) :]
