@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from ttm_jax.measure import ablations, pages
@@ -52,6 +53,16 @@ def test_the_model_of_ones_own_runs(page, name):
     exec(code, names)  # our own pages
     assert names["logits"].shape == (2, 8, 10)
     assert names["memory"].shape == (2, 96, 128)
+
+
+@pytest.mark.slow  # a dozen compilations
+def test_the_page_on_your_model_runs_from_top_to_bottom():
+    """Each statement compiles on its own; what it computes is tested with the machine."""
+    names = {}
+    with jax.numpy_rank_promotion("allow"):  # as for its reader
+        exec("\n".join(blocks("docs/your-model.md")), names)  # our own page
+    assert names["memories"].shape == (4, 6, 8, 16)
+    assert names["outputs"].shape == (3, 6, 4, 16)
 
 
 def documented_flags():
