@@ -74,6 +74,18 @@ def test_the_originals_weights_are_loaded_as_the_page_says():
     assert names["logits"].shape[-1] == 10
 
 
+@pytest.mark.slow  # a dozen compilations
+def test_the_page_on_your_model_runs_from_top_to_bottom():
+    """Each statement compiles on its own; what it computes is tested with the machine."""
+    names = {}
+    with jax.numpy_rank_promotion("allow"):  # as for its reader
+        exec(
+            "\n".join(code for code in blocks("docs/your-model.md") if "from_scenic" not in code), names
+        )  # our own page
+    assert names["memories"].shape == (4, 6, 8, 16)
+    assert names["outputs"].shape == (3, 6, 4, 16)
+
+
 def documented_flags():
     """Of each command that is written in a page or a config: every flag that is shown with it."""
     flags = {}

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.export import is_symbolic_dim
+from jax.sharding import NamedSharding, PartitionSpec
 
 Dtype = Any
 LAYER_NORM_EPS = 1e-6
@@ -29,6 +31,16 @@ def apply(module: nn.Module, params: Any, *inputs: Any, method: str | None = Non
 def at_least_float32(x: jax.Array) -> jax.Array:
     """Return `x` in float32, or as it is where its dtype is wider: for softmax and memory under bfloat16."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def broadcast_batch(x_1xKxD: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Broadcast [1, K, D] to the batch of `tokens` [B, ...], divided between devices as they are."""
+    divided = jax.typeof(tokens).sharding
+    batch_axis = divided.spec[0]  # of a mesh with explicit axes; otherwise None
+    sharding = None if batch_axis is None else NamedSharding(divided.mesh, PartitionSpec(batch_axis))
+    x_BxKxD = jnp.broadcast_to(x_1xKxD, (tokens.shape[0], *x_1xKxD.shape[1:]), out_sharding=sharding)
+    of_tokens, of_x = (jax.typeof(array).manual_axis_type.varying for array in (tokens, x_BxKxD))  # under shard_map
+    return jax.lax.pcast(x_BxKxD, tuple(of_tokens - of_x), to="varying")
 
 
 def keep_valid(x: jax.Array, valid: jax.Array | None) -> jax.Array:
@@ -143,9 +155,10 @@ def _matrix_product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, pre
     """Multiply the last axes of `x` with the first axes of `kernel`, as `lax.dot_general` does.
 
     In the gradient of a product with more than two axes, XLA copies an operand into another layout at each step of
-    a scan. A kernel larger than the activations is therefore multiplied as a matrix, which needs no copy.
+    a scan. A kernel larger than the activations is therefore multiplied as a matrix, which needs no copy. Under
+    `jax.export` the batch may have no number.
     """
-    if kernel.size <= x.size:
+    if is_symbolic_dim(x.size) or kernel.size <= x.size:
         return jax.lax.dot_general(x, kernel, dimension_numbers, precision=precision)
     (_, contracted), _ = dimension_numbers
     rows, features = x.shape[: x.ndim - len(contracted)], kernel.shape[len(contracted) :]

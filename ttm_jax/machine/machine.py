@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from ttm_jax.machine.layers import Dtype, at_least_float32, keep_valid
+from ttm_jax.machine.layers import Dtype, at_least_float32, broadcast_batch, keep_valid
 from ttm_jax.machine.memory import READS, WRITES, Read, concat_memory_input, make_write
 from ttm_jax.machine.processing import PROCESSING_UNITS, make_processor
 from ttm_jax.machine.summarize import MLPSummarizer
@@ -240,7 +240,7 @@ class _Machine(nn.Module):
         # 1. the memory to start from  2. the step, rematerialised if asked  3. its scan over T
         initial_1xMxD = self._initial_memory(D)
         if memory is None:
-            memory = jnp.broadcast_to(initial_1xMxD, (B, self.memory_size, D))
+            memory = broadcast_batch(initial_1xMxD, tokens_BxTxNxD)
         else:
             _check_array("memory", memory, jnp.floating, (B, self.memory_size, D))
         carried = jnp.promote_types(jnp.promote_types(memory.dtype, jnp.float32), initial_1xMxD.dtype)
@@ -250,7 +250,9 @@ class _Machine(nn.Module):
             policy = REMAT_POLICIES[DEFAULT_REMAT if self.remat is True else self.remat]
             step_class = nn.remat(step_class, policy=policy, prevent_cse=False, static_argnums=(3,))
         step = step_class(**{name: getattr(self, name) for name in self._step_fields()}, name="step")
-        starts_BxMxD = None if reset_BxT is None else jnp.broadcast_to(initial_1xMxD.astype(carried), memory.shape)
+        starts_BxMxD = None
+        if reset_BxT is not None:
+            starts_BxMxD = broadcast_batch(initial_1xMxD.astype(carried), tokens_BxTxNxD)
 
         def run(step: nn.Module, memory_BxMxD: jax.Array, inputs: Any, starts_BxMxD: jax.Array | None) -> Any:
             tokens_BxNxD, valid_B, valid_BxN, reset_B = inputs

@@ -5,7 +5,7 @@ of the same size. Memory is carried in float32 or wider, whatever the compute dt
 valid have no effect, whatever they hold.
 """
 
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
@@ -53,7 +53,8 @@ def erase_and_add(
 
     `weights` and `erase` lie in [0, 1]. With zero weights, memory is returned unchanged.
     """
-    keep_BxMxD = jnp.prod(1 - weights_BxWxM[..., None] * erase_BxWxD[:, :, None], axis=1)
+    factors = 1 - weights_BxWxM[..., None] * erase_BxWxD[:, :, None]
+    keep_BxMxD = reduce(jnp.multiply, [factors[:, w] for w in range(factors.shape[1])])
     return memory_BxMxD * keep_BxMxD + jnp.einsum("bwm,bwd->bmd", weights_BxWxM, add_BxWxD)
 
 

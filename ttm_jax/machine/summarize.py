@@ -20,6 +20,7 @@ from ttm_jax.machine.layers import (
     MultiHeadAttention,
     apply,
     at_least_float32,
+    broadcast_batch,
     keep_valid,
     softmax_over_tokens,
 )
@@ -95,9 +96,9 @@ class QuerySummarizer(nn.Module):
 
     @nn.compact
     def __call__(self, tokens_BxNxD: jax.Array, train: bool = False, valid_BxN: jax.Array | None = None) -> jax.Array:
-        B, _, D = tokens_BxNxD.shape
+        D = tokens_BxNxD.shape[-1]
         queries_1xKxD = self.param("queries", nn.initializers.normal(0.02), (1, self.k, D), self.param_dtype)
-        queries_BxKxD = jnp.broadcast_to(queries_1xKxD, (B, self.k, D))
+        queries_BxKxD = broadcast_batch(queries_1xKxD, tokens_BxNxD)
         attention = MultiHeadAttention(self.num_heads, dtype=self.dtype, param_dtype=self.param_dtype, name="attention")
         return attention(queries_BxKxD, keep_valid(tokens_BxNxD, valid_BxN), valid_BxN=valid_BxN)
 

@@ -18,9 +18,18 @@ from torch.nn import functional as F
 LAYER_NORM_EPS = 1e-6  # Flax's; torch's own default is 1e-5
 
 
-def layer_norm(width: int) -> nn.LayerNorm:
+class LayerNorm(nn.LayerNorm):
+    """PyTorch's, which takes tokens wider than its parameters too: those in float32 that come with a memory."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        dtype = torch.promote_types(input.dtype, self.weight.dtype)
+        weight, bias = self.weight.to(dtype), self.bias.to(dtype)
+        return no_wider(F.layer_norm(input, self.normalized_shape, weight, bias, self.eps), self.weight)
+
+
+def layer_norm(width: int) -> LayerNorm:
     """Make a LayerNorm with Flax's epsilon."""
-    return nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+    return LayerNorm(width, eps=LAYER_NORM_EPS)
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -31,6 +40,12 @@ def gelu(x: Tensor) -> Tensor:
 def at_least_float32(x: Tensor) -> Tensor:
     """Return `x` in float32, or as it is where its dtype is wider: for softmax and memory under bfloat16."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def no_wider(x: Tensor, parameter: Tensor) -> Tensor:
+    """Return `x` in the dtype of the parameter where that is narrower, as after `module.bfloat16()`."""
+    is_wider = torch.promote_types(x.dtype, parameter.dtype) != parameter.dtype
+    return x.to(parameter.dtype) if is_wider else x
 
 
 def keep_valid(x: Tensor, valid: Tensor | None) -> Tensor:

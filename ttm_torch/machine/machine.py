@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ttm_torch.machine.layers import at_least_float32, keep_valid
+from ttm_torch.machine.layers import at_least_float32, keep_valid, no_wider
 from ttm_torch.machine.memory import READS, WRITES, Read, concat_memory_input, make_write
 from ttm_torch.machine.processing import PROCESSING_UNITS, make_processor
 from ttm_torch.machine.summarize import MLPSummarizer
@@ -128,7 +128,7 @@ class TokenTuringMachineStep(_Step):
     ) -> tuple[Tensor, Tensor]:
         tokens_BxNxD = self._begin(tokens_BxNxD, valid_B, valid_BxN)
         read_BxRxD = self.read(memory_BxMxD, tokens_BxNxD, valid_BxN)
-        output_BxRxD = self.process(read_BxRxD)
+        output_BxRxD = self.process(no_wider(read_BxRxD, self.process.get_parameter("norm.weight")))
         written_BxMxD = self.write(memory_BxMxD, output_BxRxD, tokens_BxNxD, valid_BxN)
         return self._end(memory_BxMxD, written_BxMxD, output_BxRxD, valid_B)
 
@@ -182,7 +182,8 @@ class SimpleTokenTuringMachineStep(_Step):
         valid_BxN: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         tokens_BxNxD = self._begin(tokens_BxNxD, valid_B, valid_BxN)
-        processed = self.process(concat_memory_input(memory_BxMxD, self.summarizer(tokens_BxNxD, valid_BxN)))
+        all_tokens = concat_memory_input(memory_BxMxD, self.summarizer(tokens_BxNxD, valid_BxN))
+        processed = self.process(no_wider(all_tokens, self.process.get_parameter("norm.weight")))
         if self.compat == "scenic":
             output, memory = processed.split([self.process_size, self.memory_size], dim=1)
         else:
@@ -303,6 +304,8 @@ class TokenTuringMachine(_Machine):
             output], its erase-and-add, 8 query heads, zeros to start from.
         gate: None: the next memory is what was written. "fixed": it is g memory + (1 - g) written, where g =
             sigmoid(b), and b is a parameter [D] for which g is 0.9 before training.
+
+    After `.bfloat16()` or `.half()` it computes in that dtype; softmax and memory stay in float32.
 
     Raises:
         ValueError: at construction, naming the argument, for a value that is not allowed.

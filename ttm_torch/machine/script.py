@@ -14,9 +14,9 @@ R = TypeVar("R")
 def script(function: Callable[P, R]) -> Callable[P, R]:
     """Compile a function by `torch.jit.script`; keep its name, signature and docstring.
 
-    TorchScript is no longer developed. `torch.compile` takes these functions in as if they were plain Python. Only
-    functions that lose nothing by it are scripted: `erase_and_add` and `gelu`, which run at every step, were slower
-    scripted. PyTorch's deprecation warning is for those who write `@script`, not for those who import this package.
+    TorchScript is no longer developed. `torch.compile` takes these functions in as if they were plain Python. What
+    the machine itself calls is not scripted: activation checkpointing fails in TorchScript. PyTorch's deprecation
+    warning is for those who write `@script`, not for those who import this package.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)

@@ -17,6 +17,7 @@ from ttm_torch.machine.layers import (
     at_least_float32,
     keep_valid,
     layer_norm,
+    no_wider,
     softmax_over_tokens,
 )
 from ttm_torch.machine.script import script
@@ -84,8 +85,9 @@ class QuerySummarizer(nn.Module):
         self.attention = MultiHeadAttention(width, num_heads)
 
     def forward(self, tokens_BxNxD: Tensor, valid_BxN: Tensor | None = None) -> Tensor:
-        queries_BxKxD = self.queries.expand(len(tokens_BxNxD), -1, -1)
-        return self.attention(queries_BxKxD, keep_valid(tokens_BxNxD, valid_BxN), valid_BxN)
+        queries_BxKxD = self.queries.expand(tokens_BxNxD.shape[0], -1, -1)
+        tokens_BxNxD = no_wider(keep_valid(tokens_BxNxD, valid_BxN), self.queries)
+        return self.attention(queries_BxKxD, tokens_BxNxD, valid_BxN)
 
 
 class PoolingSummarizer(nn.Module):
