@@ -45,18 +45,23 @@ class DataConfig:
 
     `kind` "files" takes the text files of `path`: a file, a folder, or "stdlib", the sources of this Python. `kind`
     "recall" makes up sequences of facts and questions. A batch has `batch_size` rows of `segments` segments.
+    `tokenizer` "bytes" has a token for each byte, "bpe" learns `vocab_size` tokens on the training documents.
     """
 
     kind: Literal["files", "recall"] = "files"
     path: str = "stdlib"
     patterns: tuple[str, ...] = ("*.txt", "*.md", "*.py")
     held_out: float = 0.1
+    tokenizer: Literal["bytes", "bpe"] = "bytes"
+    vocab_size: int = 4096
     batch_size: int = 16
     segments: int = 8
 
     def __post_init__(self) -> None:
         require_positive(self, "batch_size", "segments")
         require(self, "held_out", 0 < self.held_out < 1, "be in (0, 1)")
+        ok = self.tokenizer == "bytes" or self.vocab_size >= 512
+        require(self, "vocab_size", ok, "be at least 512: 256 bytes, and pairs of them")
         require(self, "patterns", len(self.patterns) > 0, "name at least one pattern")
 
 

@@ -91,8 +91,8 @@ def measure(
     """Measure documents with all their history, with none beyond the segment, and with what else is asked for."""
     texts = [document.data for document in documents]
     bytes_D = np.array([len(text) for text in texts], np.float64)
-    carried = model.token_bits(texts)
-    reset = model.token_bits(texts, history=0)
+    carried = model.byte_bits(texts)
+    reset = model.byte_bits(texts, history=0)
     found: dict[str, Any] = {
         "documents": len(texts),
         "bytes": int(bytes_D.sum()),
@@ -105,7 +105,7 @@ def measure(
         },
     }
     if reaches:
-        by_reach = {k: reset if k == 0 else model.token_bits(texts, history=k) for k in reaches}
+        by_reach = {k: reset if k == 0 else model.byte_bits(texts, history=k) for k in reaches}
         found["reach"] = {str(k): _difference(bits, carried, bytes_D) for k, bits in by_reach.items()}
     if repeats:
         layers = model.config.model.lower_layers + model.config.model.upper_layers

@@ -3,7 +3,7 @@
 import hashlib
 import zipfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ttm_jax.text.model import Place, TransformerLanguageModel
 from ttm_jax.text.objective import make_objective
 from ttm_jax.text.streams import Streams
 from ttm_jax.text.task import BITS
-from ttm_jax.text.tokenizer import ByteTokenizer, as_text
+from ttm_jax.text.tokenizer import Tokenizer, as_text, make_tokenizer
 from ttm_jax.training.checkpoint import load_meta, load_params
 from ttm_jax.training.checkpoint_files import CheckpointError, find_checkpoint
 from ttm_jax.training.config import ConfigError
@@ -48,7 +48,7 @@ class LanguageModel:
     variables: dict
     config: Config
     path: Path
-    tokenizer: ByteTokenizer = field(default_factory=ByteTokenizer)
+    tokenizer: Tokenizer
 
     def extend(self, tokens_BxS: np.ndarray, place: Place | None = None) -> tuple[jax.Array, Place]:
         """Read tokens that follow those before; what is kept does not grow with their number.
@@ -141,6 +141,14 @@ class LanguageModel:
                 found[document_BxT[b, t]].append(bits_BxTxN[b, t])
         lengths = [len(self.tokenizer.encode(document)) for document in documents]
         return [np.concatenate(bits)[:length] for bits, length in zip(found, lengths, strict=True)]
+
+    def byte_bits(self, documents: Sequence[bytes], history: int | None = None) -> list[np.ndarray]:
+        """Measure as `token_bits` does, by byte: the bits of a token are divided equally between its bytes."""
+        found = []
+        for document, bits in zip(documents, self.token_bits(documents, history), strict=True):
+            num_bytes = self.tokenizer.num_bytes[self.tokenizer.encode(document)]
+            found.append(np.repeat(bits / num_bytes, num_bytes))
+        return found
 
     def _streams(self, documents: Sequence[bytes]) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
         """Batches of several documents at a time, each whole in a row; and the document of each segment."""
@@ -273,12 +281,13 @@ def load(path: str | Path) -> LanguageModel:
         CheckpointError: naming the path and what is wrong with it.
     """
     path = find_checkpoint(path)
-    config, _ = load_meta(path)
+    config, meta = load_meta(path)
     try:
         objective = make_objective(config)
+        tokenizer = make_tokenizer(meta["progress"]["task"].get("tokenizer"))
     except ConfigError as error:
         raise CheckpointError(f"checkpoint {path}: {error}") from None
-    return LanguageModel(objective.model, {"params": load_params(path, objective)}, config, path)
+    return LanguageModel(objective.model, {"params": load_params(path, objective)}, config, path, tokenizer)
 
 
 def _as_bytes(text: str | bytes) -> bytes:

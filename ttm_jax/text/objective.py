@@ -101,4 +101,4 @@ def vocab_size(config: Config) -> int:
     """Give the number of tokens that a config's model knows."""
     if config.data.kind == "recall":
         return recall.Vocabulary(config.recall).size
-    return ByteTokenizer.vocab_size
+    return config.data.vocab_size if config.data.tokenizer == "bpe" else ByteTokenizer.vocab_size

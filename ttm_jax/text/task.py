@@ -11,7 +11,7 @@ from ttm_jax.text.config import Config
 from ttm_jax.text.corpus import Document, read_corpus
 from ttm_jax.text.recall import RecallTask
 from ttm_jax.text.streams import Streams
-from ttm_jax.text.tokenizer import ByteTokenizer
+from ttm_jax.text.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer
 from ttm_jax.training.config import ConfigError
 from ttm_jax.training.task import Arrays, Batch, Curve, Evaluation, Example, Predict, Record, Task, Verdict
 
@@ -38,12 +38,15 @@ class TextTask:
     )
 
     def __init__(self, config: Config):
-        data, tokenizer = config.data, ByteTokenizer()
-        self._config, self._tokenizer = config, tokenizer
+        data = config.data
         self.batch_size = data.batch_size
         self.corpus = read_corpus(data.path, data.patterns, data.held_out)
+        texts = [document.data for document in self.corpus.training]
+        bpe = data.tokenizer == "bpe"
+        tokenizer: Tokenizer = BPETokenizer.train(texts, data.vocab_size) if bpe else ByteTokenizer()
+        self._config, self._tokenizer = config, tokenizer
         self.streams = Streams(
-            [tokenizer.encode(document.data) for document in self.corpus.training],
+            [tokenizer.encode(text) for text in texts],
             data.batch_size,
             data.segments,
             config.model.segment,
@@ -51,7 +54,7 @@ class TextTask:
             tokenizer.pad,
             config.train.seed,
         )
-        self._nats, self._tokens, self._steps, self._best, self._evaluations = 0.0, 0.0, 0, math.inf, 0
+        self._nats, self._bytes, self._steps, self._best, self._evaluations = 0.0, 0.0, 0, math.inf, 0
 
     def batch(self, step: int) -> Batch:
         arrays = self.streams.batch(step)
@@ -62,12 +65,12 @@ class TextTask:
 
     def record(self, batch: Batch, metrics: Mapping[str, Any]) -> Record | None:
         self._nats += float(np.sum(metrics["nats"]))
-        self._tokens += float(np.sum(metrics["tokens"]))
+        self._bytes += float(self._count_bytes(batch.arrays).sum())
         self._steps += 1
         if self._steps < WINDOW:
             return None
-        bits = BITS * self._nats / self._tokens
-        self._nats, self._tokens, self._steps = 0.0, 0.0, 0
+        bits = BITS * self._nats / self._bytes
+        self._nats, self._bytes, self._steps = 0.0, 0.0, 0
         return {"bits_per_byte": bits}
 
     def evaluate(self, predict: Predict) -> Evaluation:
@@ -76,7 +79,7 @@ class TextTask:
         arrays = self._rows(documents)
         carried_D = _bits(predict(arrays)["nats"])
         reset_D = _bits(predict({**arrays, "start": np.ones_like(arrays["start"])})["nats"])
-        bytes_D = arrays["weights"].sum(axis=(1, 2, 3))
+        bytes_D = self._count_bytes(arrays).sum(axis=(1, 2, 3))
         total = float(bytes_D.sum())
         record = {
             "bits_per_byte": float(carried_D.sum()) / total,
@@ -86,6 +89,10 @@ class TextTask:
             "documents": len(documents),
         }
         return Evaluation(record, -record["bits_per_byte"], self._samples(predict, documents))
+
+    def _count_bytes(self, arrays: Arrays) -> np.ndarray:
+        """Count the bytes of each target."""
+        return self._tokenizer.num_bytes[np.minimum(arrays["targets"], self._tokenizer.pad)] * arrays["weights"]
 
     def _held_out(self) -> list[Document]:
         """Give the documents of an evaluation, evenly from all that are held out."""
@@ -97,13 +104,9 @@ class TextTask:
         """Make the arrays of an evaluation: a row [W, T, N] for each document."""
         T, N = self._config.data.segments, self._config.model.segment
         most = -(-self._config.train.eval_segments // T) * T
-        longest = max(len(document.data) for document in documents)
-        segments = min(most, -(-longest // (N * T)) * T)
-        rows = []
-        for document in documents:
-            tokens = self._tokenizer.encode(document.data[: segments * N])
-            streams = Streams([tokens], 1, segments, N, self._tokenizer.bos, self._tokenizer.pad)
-            rows.append(streams.batch(0))
+        texts = [self._tokenizer.encode(document.data)[: most * N] for document in documents]
+        segments = -(-max(map(len, texts)) // (N * T)) * T
+        rows = [Streams([text], 1, segments, N, self._tokenizer.bos, self._tokenizer.pad).batch(0) for text in texts]
         return {
             name: np.concatenate([row[name] for row in rows]).reshape(len(rows), -1, T, *rows[0][name].shape[2:])
             for name in ("tokens", "targets", "weights", "start")
@@ -132,8 +135,9 @@ class TextTask:
     def to_dict(self) -> dict[str, Any]:
         return {
             "corpus": self.corpus.digest,
+            "tokenizer": self._tokenizer.to_json(),
             "nats": self._nats,
-            "tokens": self._tokens,
+            "bytes": self._bytes,
             "steps": self._steps,
             "best": None if math.isinf(self._best) else self._best,
             "evaluations": self._evaluations,
@@ -145,7 +149,9 @@ class TextTask:
                 f"data.path {self._config.data.path}: its files are not those that the run began with; "
                 "begin a new run, or bring them back"
             )
-        self._nats, self._tokens, self._steps = (values[name] for name in ("nats", "tokens", "steps"))
+        if values["tokenizer"] != self._tokenizer.to_json():
+            raise ConfigError("data.tokenizer: it learnt another vocabulary than the run began with; begin a new run")
+        self._nats, self._bytes, self._steps = (values[name] for name in ("nats", "bytes", "steps"))
         self._best = math.inf if values["best"] is None else values["best"]
         self._evaluations = values["evaluations"]
 

@@ -3,7 +3,7 @@
 import pytest
 
 from ttm_jax.text.corpus import read_corpus
-from ttm_jax.text.tokenizer import ByteTokenizer, as_text
+from ttm_jax.text.tokenizer import BPETokenizer, ByteTokenizer, as_text, make_tokenizer
 from ttm_jax.training.config import ConfigError
 
 PATTERNS = ("*.txt",)
@@ -90,12 +90,29 @@ def test_one_line_says_what_is_wrong(tmp_path, files, path, message):
     assert "\n" not in str(error.value)
 
 
-def test_any_bytes_are_text():
-    data = bytes(range(256)) * 2
-    tokenizer = ByteTokenizer()
-    tokens = tokenizer.encode(data)
-    assert tokens.max() < tokenizer.vocab_size
-    assert tokenizer.decode([tokenizer.bos, *tokens, tokenizer.pad]) == data
+@pytest.fixture(scope="module")
+def bpe():
+    return BPETokenizer.train([b"the cat and the dog and the hen " * 20], 300)
+
+
+@pytest.mark.parametrize("data", [b"", bytes(range(256)) * 2, "日本 × é\n".encode(), b"the \xff\xfe the", b"\xe6\x97"])
+def test_any_bytes_are_text(data, bpe):
+    for tokenizer in (ByteTokenizer(), bpe):
+        tokens = tokenizer.encode(data)
+        assert all(tokens < tokenizer.bos)
+        assert tokenizer.bos != tokenizer.pad < tokenizer.vocab_size
+        assert tokenizer.num_bytes[tokens].sum() == len(data)
+        assert tokenizer.decode([tokenizer.bos, *tokens, tokenizer.pad]) == data
+
+
+def test_pairs_are_learnt_and_learnt_again(bpe):
+    text = b"the hen and the cat"
+    assert len(bpe.encode(text)) < len(text) / 2
+    again = BPETokenizer.train([b"the cat and the dog and the hen " * 20], 300)
+    assert again.to_json() == bpe.to_json()
+    saved = make_tokenizer(bpe.to_json())
+    assert saved.encode(text).tolist() == bpe.encode(text).tolist()
+    assert isinstance(make_tokenizer(None), ByteTokenizer)
 
 
 def test_a_character_is_held_back_until_it_is_whole():

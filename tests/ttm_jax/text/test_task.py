@@ -1,5 +1,6 @@
 """A run on text trains, goes on to the bit, refuses another corpus; it is loaded, measured, and writes."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,12 +12,11 @@ from ttm_jax.evaluate import main as evaluate
 from ttm_jax.generate import main as generate
 from ttm_jax.tasks import config_from_dict, make_objective
 from ttm_jax.text.evaluate import far_repeats
-from ttm_jax.text.language_model import LanguageModel
 from ttm_jax.text.task import TextTask
 from ttm_jax.text.tokenizer import ByteTokenizer
 from ttm_jax.training.checkpoint import load_state
 from ttm_jax.training.checkpoint_files import LATEST, CheckpointError, find_checkpoint
-from ttm_jax.training.config import ConfigError
+from ttm_jax.training.config import ConfigError, override
 from ttm_jax.training.step import make_state
 
 N = 8
@@ -119,9 +119,24 @@ def test_an_evaluation_is_what_the_model_says(run, config, model):
     assert record["bits_per_byte_reset"] == pytest.approx(sum(bits.sum() for bits in reset) / total, rel=1e-5)
 
 
+def test_byte_pairs(config, tmp_path, train, run_display):
+    """A run that learns a vocabulary: its checkpoint holds it, and bits are those of the same bytes."""
+    config, display = override(config, {"data.tokenizer": "bpe", "data.vocab_size": "512"}), run_display()
+    assert train(config, tmp_path, stop_at=30, display=display) == "interrupted"
+    record, _ = display.evaluations[-1]
+    task, model = TextTask(config), ttm_jax.load(tmp_path)
+    texts = [document.data for document in task.corpus.held_out]
+    bits = model.byte_bits(texts)
+    assert [len(of_document) for of_document in bits] == [*map(len, texts)]
+    assert record["bytes"] == sum(map(len, texts))
+    assert record["bits_per_byte"] == pytest.approx(sum(map(np.sum, bits)) / record["bytes"], rel=1e-5)
+    assert model.bits_per_byte(texts[0]) == pytest.approx(bits[0].sum() / len(texts[0]))
+    assert "".join(model.generate("alpha", 5))
+
+
 class TestLanguageModel:
     def test_a_uniform_model_takes_the_logarithm_of_the_tokens(self, model):
-        flat = LanguageModel(model.model, jax.tree.map(np.zeros_like, model.variables), model.config, model.path)
+        flat = dataclasses.replace(model, variables=jax.tree.map(np.zeros_like, model.variables))
         assert flat.bits_per_byte("any text at all") == pytest.approx(np.log2(ByteTokenizer.vocab_size), rel=1e-6)
 
     def test_documents_beside_each_other_are_documents_alone(self, model, corpus):
@@ -174,10 +189,9 @@ class TestLanguageModel:
         other = model.writer()
         other.load(tmp_path / "state")
         assert write(other) == write(writer)
+        changed = dataclasses.replace(model, variables=jax.tree.map(lambda x: x + 1, model.variables)).writer()
         with pytest.raises(CheckpointError, match="of another model"):
-            LanguageModel(
-                model.model, jax.tree.map(lambda x: x + 1, model.variables), model.config, model.path
-            ).writer().load(tmp_path / "state")
+            changed.load(tmp_path / "state")
         (tmp_path / "cut").write_bytes((tmp_path / "state").read_bytes()[:500])
         (tmp_path / "text").write_text("no state")
         for name in ("cut", "text", "missing"):
