@@ -70,7 +70,7 @@ class RecallConfig:
     """Facts in the first segment, questions in the last; see `ttm_jax.text.recall`.
 
     A level of the curriculum is (segments, facts). The next begins where the share of right answers, over a window of
-    steps, reaches `threshold`. At the last level training ends where an evaluation of `eval_sequences`, over the
+    steps, reaches `threshold`. At the last level training ends where the mean recall of `eval_sequences`, over the
     level's segments and over four times as many, reaches `stop_at`.
     """
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from ttm_jax.training.config import ConfigError
 
 STDLIB = "stdlib"
+PIECES = 32  # of what is held out of a single file
 _NOT_STDLIB = {"site-packages", "dist-packages", "test", "tests", "__pycache__"}
 
 
@@ -41,33 +42,26 @@ class Corpus:
 def read_corpus(path: str, patterns: Sequence[str], held_out: float) -> Corpus:
     """Read and divide a corpus.
 
-    Of a folder, the hash of a file's name says which side it is on, so that it stays there when others come and go. Of
-    a single file the end is held out. Empty files are left out.
+    The hash of a file's name says which side it is on, so that it stays there when others come and go. Of a single
+    file the end is held out, in pieces. See `read_documents`.
 
     Args:
-        path: a file, a folder, or "stdlib": the sources of this Python, without its tests and what was installed.
+        path: as of `read_documents`.
         patterns: of the names of files in a folder, such as "*.txt".
         held_out: the share that is held out.
 
     Raises:
         ConfigError: if there is no such path, a file cannot be read, or there is nothing on one of the sides.
     """
-    if path == STDLIB:
-        folder = Path(sysconfig.get_paths()["stdlib"])
-        files = [file for file in _find(folder, ["*.py"]) if not _NOT_STDLIB & set(file.relative_to(folder).parts)]
-        documents = _read_all(folder, files)
-        name = f"{STDLIB} of Python {sys.version.split()[0]}"
-    elif (root := Path(path).expanduser()).is_dir():
-        documents, name = _read_all(root, _find(root, patterns)), path
-        if not documents:
-            raise ConfigError(f"data.path {path}: no file in it matches {', '.join(patterns)} and has text in it")
-    else:
-        data, name = _read(root), path
-        cut = round(len(data) * (1 - held_out))
-        if not 0 < cut < len(data):
-            raise ConfigError(f"data.path {path}: too short to be divided, with {len(data)} bytes")
-        parts = [Document("first part", data[:cut])], [Document("last part", data[cut:])]
-        return _corpus(name, *parts)
+    name, documents = read_documents(path, patterns)
+    if len(documents) == 1:
+        (whole,) = documents
+        cut, size = round(len(whole.data) * (1 - held_out)), len(whole.data)
+        if not 0 < cut < size:
+            raise ConfigError(f"data.path {path}: too short to be divided, with {size} bytes")
+        length = -(-(size - cut) // PIECES)
+        pieces = [Document(f"from byte {i}", whole.data[i : i + length]) for i in range(cut, size, length)]
+        return _corpus(name, [Document("first part", whole.data[:cut])], pieces)
     training = [document for document in documents if _share(document.name) >= held_out]
     others = [document for document in documents if _share(document.name) < held_out]
     if not training or not others:
@@ -79,9 +73,42 @@ def read_corpus(path: str, patterns: Sequence[str], held_out: float) -> Corpus:
     return _corpus(name, training, others)
 
 
+def read_documents(path: str, patterns: Sequence[str]) -> tuple[str, list[Document]]:
+    """Read the documents of a path, and say what it is. Empty files are left out, as are folders that are hidden.
+
+    Args:
+        path: a file, a folder, or "stdlib": the sources of this Python, without its tests and what was installed.
+        patterns: of the names of files in a folder, such as "*.txt".
+
+    Raises:
+        ConfigError: if there is no such path, or no text in it, or a file cannot be read.
+    """
+    if path == STDLIB:
+        folder = Path(sysconfig.get_paths()["stdlib"])
+        files = [file for file in _find(folder, ["*.py"]) if not _NOT_STDLIB & set(file.relative_to(folder).parts)]
+        return f"{STDLIB} of Python {sys.version.split()[0]}", _read_all(folder, files)
+    root = Path(path).expanduser()
+    if root.is_dir():
+        documents = _read_all(root, _find(root, patterns))
+        if not documents:
+            raise ConfigError(f"data.path {path}: no file in it matches {', '.join(patterns)} and has text in it")
+        return path, documents
+    data = _read(root)
+    if not data:
+        raise ConfigError(f"data.path {path}: an empty file")
+    return path, [Document(root.name, data)]
+
+
+def evenly(documents: Sequence[Document], number: int | None) -> list[Document]:
+    """Take so many of the documents, evenly from all; all where None."""
+    number = min(len(documents), number or len(documents))
+    return [documents[i * len(documents) // number] for i in range(number)]
+
+
 def _find(folder: Path, patterns: Sequence[str]) -> list[Path]:
     found = {file for pattern in patterns for file in folder.rglob(pattern) if file.is_file()}
-    return sorted(found, key=lambda file: file.relative_to(folder).as_posix())
+    shown = [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
+    return sorted(shown, key=lambda file: file.relative_to(folder).as_posix())
 
 
 def _read_all(folder: Path, files: Iterable[Path]) -> list[Document]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ttm_jax.cli import Parser, fail, positive_int
 from ttm_jax.statistics import ratio_interval
-from ttm_jax.text.corpus import Document, read_corpus
+from ttm_jax.text.corpus import Document, evenly, read_corpus, read_documents
 from ttm_jax.text.language_model import LanguageModel, load
 from ttm_jax.text.objective import make_objective
 from ttm_jax.text.recall import RecallTask
@@ -33,7 +33,7 @@ COMPRESSORS = {
     "xz -9e": lambda data: lzma.compress(data, preset=9 | lzma.PRESET_EXTREME),
 }
 SEQUENCES = 1000  # of a recall
-REACHES = (0, 1, 2, 4, 8)
+REACHES = (0, 1, 2, 4)
 WORD = re.compile(rb"[A-Za-z_]\w{3,}")
 
 
@@ -46,7 +46,7 @@ def make_parser() -> Parser:
     )
     parser.add_argument("checkpoint", help="a checkpoint, a run folder (its best one), or the name of a shipped one")
     parser.add_argument(
-        "--path", help="a file or folder to measure; of a folder what is held out (default: the corpus)"
+        "--path", help="a file or folder to measure, all of it (default: what is held out of the corpus)"
     )
     parser.add_argument(
         "--documents",
@@ -68,11 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if model.config.data.kind == "recall":
             found, text = _recall(model, args.documents or SEQUENCES)
         else:
-            data = model.config.data
-            corpus = read_corpus(args.path or data.path, data.patterns, data.held_out)
-            chosen = _evenly(corpus.held_out, args.documents)
-            found = measure(model, chosen, REACHES if args.reach else (), args.repeats)
-            found = {"corpus": {"name": corpus.name, "digest": corpus.digest}, **found}
+            name, documents, note = _documents(model, args.path)
+            found = measure(model, evenly(documents, args.documents), REACHES if args.reach else (), args.repeats)
+            found = {"corpus": name, **found} | ({"note": note} if note else {})
             text = describe(found)
     except (CheckpointError, ConfigError) as error:
         return fail(parser, error)
@@ -120,26 +118,26 @@ def measure(
 
 
 def far_repeats(text: bytes, distance: int) -> np.ndarray:
-    """Say which bytes, bool [n], are of a word that came before, but not within the distance."""
+    """Say which bytes, bool [n], are of a word whose last end is further back than the distance."""
     found, last = np.zeros(len(text), bool), {}
     for match in WORD.finditer(text):
         word, (begin, end) = match.group(), match.span()
         if word in last and begin - last[word] > distance:
             found[begin:end] = True
-        last[word] = begin
+        last[word] = end
     return found
 
 
 def describe(found: dict[str, Any]) -> str:
     """Give the findings as lines."""
-    corpus = found["corpus"]
-    lines = [
-        f"{found['documents']} held-out documents, {found['bytes']:,} bytes, of {corpus['name']} ({corpus['digest']})"
-    ]
+    lines = [f"{found['documents']} documents, {found['bytes']:,} bytes, of {found['corpus']}"]
+    if "note" in found:
+        lines.append(found["note"])
 
     def row(name: str, value: dict[str, Any], sign: str = "") -> str:
-        low, high = value["interval_95"]
-        return f"{name:34} {value['bits_per_byte']:{sign}.3f}  ({low:{sign}.3f} to {high:{sign}.3f})"
+        interval = value["interval_95"]
+        told = "" if interval is None else "  ({:{sign}.3f} to {:{sign}.3f})".format(*interval, sign=sign)
+        return f"{name:34} {value['bits_per_byte']:{sign}.3f}{told}"
 
     lines.append("bits per byte")
     lines.append(row("  history carried", found["carried"]))
@@ -174,9 +172,14 @@ def _recall(model: LanguageModel, sequences: int) -> tuple[dict[str, Any], str]:
     return record, task.describe_evaluation(record)
 
 
-def _evenly(documents: Sequence[Document], number: int | None) -> list[Document]:
-    number = min(len(documents), number or len(documents))
-    return [documents[i * len(documents) // number] for i in range(number)]
+def _documents(model: LanguageModel, path: str | None) -> tuple[str, Sequence[Document], str | None]:
+    """What is measured, its documents, and what is to be said about them."""
+    data = model.config.data
+    if path is not None:
+        return *read_documents(path, data.patterns), None
+    corpus = read_corpus(data.path, data.patterns, data.held_out)
+    changed = "this is not the corpus that it was trained on: some of this text may have been trained"
+    return corpus.name, corpus.held_out, None if corpus.digest == model.corpus else changed
 
 
 def _only(bits: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -184,9 +187,11 @@ def _only(bits: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> list[np.nd
 
 
 def _mean(bits: Sequence[np.ndarray], bytes_D: np.ndarray) -> dict[str, Any]:
-    """Bits per byte over all documents, with the interval over documents."""
-    bits_D = np.array([of_document.sum() for of_document in bits])
-    return {"bits_per_byte": bits_D.sum() / bytes_D.sum(), "interval_95": list(ratio_interval(bits_D, bytes_D))}
+    """Bits per byte over all documents that have such bytes, with the interval over them, of two at least."""
+    bits_D = np.array([of_document.sum() for of_document in bits])[bytes_D > 0]
+    bytes_D = bytes_D[bytes_D > 0]
+    interval = list(ratio_interval(bits_D, bytes_D)) if len(bits_D) > 1 else None
+    return {"bits_per_byte": bits_D.sum() / bytes_D.sum(), "interval_95": interval}
 
 
 def _difference(more: Sequence[np.ndarray], less: Sequence[np.ndarray], bytes_D: np.ndarray) -> dict[str, Any]:

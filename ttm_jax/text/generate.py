@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpoint = getattr(args, "checkpoint", CHECKPOINT)
     try:
         model = load(checkpoint)
-        if not isinstance(model, LanguageModel):
+        if not isinstance(model, LanguageModel) or model.config.data.kind == "recall":
             return fail(
                 parser,
                 f"{checkpoint} is no language model; python -m ttm_jax.train --config text/quick trains one",
@@ -84,8 +84,8 @@ def _shown(prompt: str | bytes) -> str:
 
 
 def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, got {text!r}")
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2^32 - 1, got {text!r}")
     return int(text)
 
 

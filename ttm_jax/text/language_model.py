@@ -1,6 +1,7 @@
 """A trained language model: load a checkpoint, write on, measure text."""
 
 import hashlib
+import heapq
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from ttm_jax.text.tokenizer import Tokenizer, as_text, make_tokenizer
 from ttm_jax.training.checkpoint import load_meta, load_params
 from ttm_jax.training.checkpoint_files import CheckpointError, find_checkpoint
 from ttm_jax.training.config import ConfigError
+from ttm_jax.training.task import Arrays
 
 PIECE = 16  # tokens that are drawn at a time
 WINDOW = 16  # segments that are computed at a time
@@ -42,6 +44,7 @@ class LanguageModel:
         config: the config that it was trained with.
         path: the checkpoint that it came from.
         tokenizer: text as its tokens.
+        corpus: the digest of what it was trained on (`Corpus.digest`); None where that was no corpus.
     """
 
     model: TransformerLanguageModel
@@ -49,8 +52,9 @@ class LanguageModel:
     config: Config
     path: Path
     tokenizer: Tokenizer
+    corpus: str | None = None
 
-    def extend(self, tokens_BxS: np.ndarray, place: Place | None = None) -> tuple[jax.Array, Place]:
+    def extend(self, tokens_BxS: np.ndarray, place: Place | None = None) -> tuple[np.ndarray, Place]:
         """Read tokens that follow those before; what is kept does not grow with their number.
 
         Args:
@@ -59,42 +63,60 @@ class LanguageModel:
 
         Returns the logits of the next token after each, [B, S, V], and the place.
         """
-        N, (B, S) = self.config.model.segment, tokens_BxS.shape
-        rest, found = np.asarray(tokens_BxS, np.int32), []
+        found = [*self.pieces(tokens_BxS, place)]
+        after = found[-1][2]
+        assert after is not None
+        return np.concatenate([np.asarray(logits)[:, :number] for logits, number, _ in found], axis=1), after
 
-        def take(number: int) -> np.ndarray:
-            nonlocal rest
-            taken, rest = rest[:, :number], rest[:, number:]
-            return taken
+    def pieces(
+        self, tokens_BxS: np.ndarray, place: Place | None = None
+    ) -> Iterator[tuple[jax.Array, int, Place | None]]:
+        """Read as `extend` does, in pieces of a few shapes, each of which is compiled once.
 
-        # 1. fill the segment that has begun, in pieces of few lengths, each of which is compiled once
-        state = self.model.initial_state(B) if place is None else place.state
+        Gives for each piece logits [B, n, V], of which the first `number` are valid, that number, and the place; it is
+        None where more is to come.
+        """
+        model, variables, N = self.model, self.variables, self.config.model.segment
+        tokens_BxS = np.asarray(tokens_BxS, np.int32)
+        B, S = tokens_BxS.shape
+        state, done = (model.initial_state(B), 0) if place is None else (place.state, 0)
+
+        def segment(number: int) -> np.ndarray:
+            padding = ((0, 0), (0, N - number))
+            return np.pad(tokens_BxS[:, done : done + number], padding, constant_values=self.tokenizer.pad)
+
+        # 1. fill the segment that has begun
         if place is not None and (filled := int(place.tokens)):
-            for number in _powers(min(N - filled, S), largest=PIECE):
-                logits, place = sampling.feed(self.model, self.variables, take(number), place)
-                found.append(logits)
-            if rest.shape[1]:
-                place = sampling.close_segment(self.model, self.variables, place)
-                state = place.state
+            if number := min(N - filled, S):
+                logits, place = sampling.feed(model, variables, segment(number), number, place)
+                yield logits, number, place
+                done = number
+            if done < S:
+                state = sampling.close_segment(model, variables, place).state
         # 2. whole segments, several at a time
-        for number in _powers(rest.shape[1] // N, largest=WINDOW):
-            segments = take(number * N).reshape(B, number, N)
-            logits, state = sampling.feed_segments(self.model, self.variables, segments, state)
-            found.append(logits.reshape(B, number * N, -1))
-            place = None
+        while S - done >= N:
+            T = WINDOW if S - done >= WINDOW * N else 1
+            segments = tokens_BxS[:, done : done + T * N].reshape(B, T, N)
+            logits, state = sampling.feed_segments(model, variables, segments, state)
+            done += T * N
+            yield logits, T * N, None if done < S else sampling.begin_segment(model, variables, state)
         # 3. the beginning of the next
-        if rest.shape[1]:
-            number = rest.shape[1]
-            padded = np.pad(rest, ((0, 0), (0, N - number)), constant_values=self.tokenizer.pad)
-            logits, place = sampling.open_segment(self.model, self.variables, padded, number, state)
-            found.append(logits[:, :number])
-        elif place is None:
-            place = sampling.begin_segment(self.model, self.variables, state)
-        return jnp.concatenate(found, axis=1), place
+        if done < S:
+            logits, place = sampling.open_segment(model, variables, segment(S - done), S - done, state)
+            yield logits, S - done, place
 
     def writer(self, batch_size: int = 1) -> "Writer":
-        """Give a writer at the beginning of a document."""
+        """Give a writer at the beginning of a document.
+
+        Raises:
+            ValueError: if the model was trained on other tokens than text.
+        """
+        self._require_text()
         return Writer(self, batch_size)
+
+    def _require_text(self) -> None:
+        if self.config.data.kind == "recall":
+            raise ValueError(f"{self.path.name} was trained to recall facts, not on text")
 
     def generate(
         self,
@@ -129,11 +151,12 @@ class LanguageModel:
             documents: not empty ones.
             history: of how many segments before its own a token knows; of all where None.
         """
+        self._require_text()
         found: list[list[np.ndarray]] = [[] for _ in documents]
         state = None
-        batches = self._streams(documents) if history is None else self._windows(documents, history)
+        batches = self._windows(documents, history) if history else self._streams(documents, reset=history == 0)
         for arrays, document_BxT in batches:
-            if state is None or history is not None:
+            if state is None or history:
                 state = self.model.initial_state(len(document_BxT))
             nats_BxTxN, state = sampling.score_segments(self.model, self.variables, arrays, state)
             bits_BxTxN = BITS * np.asarray(nats_BxTxN, np.float64)
@@ -150,44 +173,50 @@ class LanguageModel:
             found.append(np.repeat(bits / num_bytes, num_bytes))
         return found
 
-    def _streams(self, documents: Sequence[bytes]) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
+    def _streams(self, documents: Sequence[bytes], reset: bool) -> Iterator[tuple[Arrays, np.ndarray]]:
         """Batches of several documents at a time, each whole in a row; and the document of each segment."""
-        order = sorted(range(len(documents)), key=lambda i: -len(documents[i]))
-        rows: list[list[int]] = [[] for _ in range(min(STREAMS, len(order)))]
-        for i in order:  # the next longest to the shortest row
-            min(rows, key=lambda row: sum(len(documents[j]) for j in row)).append(i)
+        rows: list[list[int]] = [[] for _ in range(min(STREAMS, len(documents)))]
+        shortest = [(0, row) for row in range(len(rows))]
+        for i in sorted(range(len(documents)), key=lambda i: -len(documents[i])):
+            length, row = heapq.heappop(shortest)
+            rows[row].append(i)
+            heapq.heappush(shortest, (length + len(documents[i]), row))
         streams = [self._stream([documents[i] for i in row], WINDOW) for row in rows]
         for step in range(max(stream.steps_per_epoch for stream in streams)):
             parts = []
             for row, stream in zip(rows, streams, strict=True):
                 part = stream.batch(min(step, stream.steps_per_epoch - 1))
-                if step >= stream.steps_per_epoch:
-                    part = {**part, "weights": np.zeros_like(part["weights"]), "document": -np.ones((1, WINDOW), int)}
-                known = part["document"]
-                part["document"] = np.where(known >= 0, np.array(row)[known], -1)
+                there = (part["document"] >= 0) & (step < stream.steps_per_epoch)
+                part["document"] = np.where(there, np.array(row)[part["document"]], -1)
                 parts.append(part)
             arrays = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            arrays["start"] |= reset
             yield arrays, arrays.pop("document")
 
-    def _windows(self, documents: Sequence[bytes], history: int) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
-        """Batches of segments, each with so many of those before it, whose own targets count for nothing."""
-        T, windows, owners = history + 1, [], []
+    def _windows(self, documents: Sequence[bytes], history: int) -> Iterator[tuple[Arrays, np.ndarray]]:
+        """Batches of segments, each with so many of those before it; the document of the last, -1 of the others."""
+        T, windows = history + 1, []
         for i, document in enumerate(documents):
             whole = self._stream([document], -(-len(document) // self.config.model.segment)).batch(0)
             for s in range(whole["tokens"].shape[1]):
                 first, own = max(0, s - history), min(s, history)
-                part = {name: np.roll(whole[name][0], -first, axis=0)[:T] for name in ("tokens", "targets", "weights")}
-                part = {name: np.resize(array, (T, *array.shape[1:])) for name, array in part.items()}
-                part["weights"] = part["weights"] * (np.arange(T) == own)[:, None]
-                windows.append({**part, "start": np.arange(T) == 0})
-                owners.append(np.where(np.arange(T) == own, i, -1))
-        for first in range(0, len(windows), STREAMS):
-            chosen = [*range(first, min(first + STREAMS, len(windows)))]
-            filled = chosen + chosen[:1] * (STREAMS - len(chosen))
-            arrays = {name: np.stack([windows[i][name] for i in filled]) for name in windows[0]}
-            document_BxT = np.stack([owners[i] for i in filled])
-            document_BxT[len(chosen) :] = -1
-            yield arrays, document_BxT
+                padding = (0, T - (own + 1))
+                part = {
+                    name: np.pad(whole[name][0, first : s + 1], (padding, (0, 0)))
+                    for name in ("tokens", "targets", "weights")
+                }
+                part["start"], part["document"] = np.arange(T) == 0, np.where(np.arange(T) == own, i, -1)
+                windows.append(part)
+                if len(windows) == STREAMS:
+                    yield self._stacked(windows)
+                    windows = []
+        if windows:
+            filling = {**windows[0], "document": np.full(T, -1)}
+            yield self._stacked(windows + [filling] * (STREAMS - len(windows)))
+
+    def _stacked(self, windows: Sequence[Arrays]) -> tuple[Arrays, np.ndarray]:
+        arrays = {name: np.stack([window[name] for window in windows]) for name in windows[0]}
+        return arrays, arrays.pop("document")
 
     def _stream(self, documents: Sequence[bytes], segments: int) -> Streams:
         tokens = [self.tokenizer.encode(document) for document in documents]
@@ -204,26 +233,41 @@ class Writer:
     def __init__(self, model: LanguageModel, batch_size: int = 1):
         self._model, self.batch_size = model, batch_size
         self._drawn = 0
-        self._logits_BxV, self._place = self._extend(np.full((batch_size, 1), model.tokenizer.bos), None)
+        self._logits_BxV: Any = None  # of the next token; nothing has been read yet
+        self._place: Any = None
 
     def read(self, text: str | bytes) -> None:
         """Read what comes next; nothing where it is empty."""
-        tokens = self._model.tokenizer.encode(_as_bytes(text))
+        self._read(self._model.tokenizer.encode(_as_bytes(text)))
+
+    def _read(self, tokens: np.ndarray) -> None:
+        if self._place is None:
+            tokens = np.concatenate([[self._model.tokenizer.bos], tokens])
         if len(tokens):
             rows = np.broadcast_to(tokens, (self.batch_size, len(tokens)))
-            self._logits_BxV, self._place = self._extend(rows, self._place)
+            for logits, number, place in self._model.pieces(rows, self._place):
+                self._logits_BxV, self._place = sampling.last(logits, number), place
 
     def write(
         self, number: int, temperature: float = 0.8, top_k: int = 40, top_p: float = 0.9, seed: int = 0
     ) -> Iterator[list[bytes]]:
-        """Write so many tokens; give those of each text in pieces as they come."""
+        """Write so many tokens; give those of each text in pieces as they come.
+
+        Raises:
+            ValueError: if the number is negative.
+        """
+        if number < 0:
+            raise ValueError(f"the number of tokens must not be negative, got {number}")
         key, model = jax.random.key(seed), self._model
+        if self._place is None:
+            self._read(np.zeros(0, np.int32))
         for piece in _powers(number, largest=PIECE):
             tokens_BxS, self._logits_BxV, self._place = sampling.draw(
                 model.model,
                 model.variables,
                 self._logits_BxV,
                 self._place,
+                self._allowed(),
                 key,
                 self._drawn,
                 piece,
@@ -240,9 +284,15 @@ class Writer:
         Raises:
             FileError: naming the file, if it cannot be written.
         """
+        if self._place is None:
+            self._read(np.zeros(0, np.int32))
         arrays: dict[str, Any] = {jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in self._leaves()}
-        with naming(Path(path)), Path(path).open("wb") as file:
-            np.savez(file, model=_digest(self._model.variables), drawn=self._drawn, **arrays)
+        path = Path(path)
+        temporary = path.with_name(f"{path.name}.tmp")
+        with naming(path):
+            with temporary.open("wb") as file:
+                np.savez(file, model=_digest(self._model), drawn=self._drawn, **arrays)
+            temporary.replace(path)
 
     def load(self, path: str | Path) -> None:
         """Go on from what `save` wrote.
@@ -255,20 +305,24 @@ class Writer:
                 saved = {name: file[name] for name in file.files}
         except OSError as error:
             raise CheckpointError(f"state {path}: cannot be read: {error.strerror or 'not a state'}") from None
-        except (ValueError, zipfile.BadZipFile, EOFError, AttributeError):
+        except (ValueError, TypeError, zipfile.BadZipFile, EOFError, AttributeError):
             raise CheckpointError(f"state {path}: not the state of a language model, or damaged") from None
-        names = [jax.tree_util.keystr(name) for name, _ in self._leaves()]
-        if saved.keys() != {"model", "drawn", *names} or saved["model"] != _digest(self._model.variables):
+        if saved.pop("model", None) != _digest(self._model):
             raise CheckpointError(
                 f"state {path}: of another model; it goes on with the checkpoint that it was saved with"
             )
+        self._drawn = int(saved.pop("drawn"))
+        if self._place is None:
+            self._read(np.zeros(0, np.int32))  # for the shapes
+        leaves = [_typed(saved[jax.tree_util.keystr(name)], leaf.dtype) for name, leaf in self._leaves()]
         treedef = jax.tree.structure((self._logits_BxV, self._place))
-        self._logits_BxV, self._place = jax.tree.unflatten(treedef, [jnp.asarray(saved[name]) for name in names])
-        self.batch_size, self._drawn = len(self._logits_BxV), int(saved["drawn"])
+        self._logits_BxV, self._place = jax.tree.unflatten(treedef, leaves)
+        self.batch_size = len(self._logits_BxV)
 
-    def _extend(self, tokens_BxS: np.ndarray, place: Place | None) -> tuple[jax.Array, Place]:
-        logits_BxSxV, place = self._model.extend(tokens_BxS, place)
-        return logits_BxSxV[:, -1], place
+    def _allowed(self) -> np.ndarray:
+        """Which tokens may be drawn, bool [V]: those that stand for bytes."""
+        num_bytes = self._model.tokenizer.num_bytes
+        return np.pad(num_bytes > 0, (0, self._model.model.vocab_size - len(num_bytes)))
 
     def _leaves(self) -> list[Any]:
         return jax.tree_util.tree_leaves_with_path((self._logits_BxV, self._place))
@@ -284,10 +338,13 @@ def load(path: str | Path) -> LanguageModel:
     config, meta = load_meta(path)
     try:
         objective = make_objective(config)
-        tokenizer = make_tokenizer(meta["progress"]["task"].get("tokenizer"))
+        task = meta["progress"]["task"]
+        tokenizer = make_tokenizer(task.get("tokenizer"))
     except ConfigError as error:
         raise CheckpointError(f"checkpoint {path}: {error}") from None
-    return LanguageModel(objective.model, {"params": load_params(path, objective)}, config, path, tokenizer)
+    return LanguageModel(
+        objective.model, {"params": load_params(path, objective)}, config, path, tokenizer, task.get("corpus")
+    )
 
 
 def _as_bytes(text: str | bytes) -> bytes:
@@ -302,8 +359,13 @@ def _powers(number: int, largest: int) -> Iterator[int]:
         number -= part
 
 
-def _digest(variables: Any) -> str:
-    total = hashlib.sha256()
-    for leaf in jax.tree.leaves(variables):
+def _typed(saved: np.ndarray, dtype: Any) -> jax.Array:
+    """An array of a file, which knows no bfloat16."""
+    return jnp.asarray(saved.view(dtype) if saved.dtype.kind == "V" else saved)
+
+
+def _digest(model: LanguageModel) -> str:
+    total = hashlib.sha256(repr(model.config.model).encode())
+    for leaf in jax.tree.leaves(model.variables):
         total.update(np.asarray(leaf).tobytes())
     return total.hexdigest()

@@ -86,9 +86,9 @@ class TransformerLanguageModel(nn.Module):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         H = config.num_heads
         shape = (batch_size, config.segment, H, config.width // H)
-        empty = Keys(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-        layers = config.lower_layers + config.upper_layers
-        return State(jnp.zeros(batch_size, bool), (empty,) * layers, *self._initial_machine(batch_size))
+        layers = range(config.lower_layers + config.upper_layers)
+        window = tuple(Keys(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in layers)
+        return State(jnp.zeros(batch_size, bool), window, *self._initial_machine(batch_size))
 
     def _initial_machine(self, batch_size: int) -> tuple[jax.Array | None, jax.Array | None]:
         return None, None

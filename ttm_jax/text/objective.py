@@ -11,7 +11,7 @@ from ttm_jax.machine.layers import apply
 from ttm_jax.text import recall
 from ttm_jax.text.config import Config, ModelConfig
 from ttm_jax.text.model import State, TransformerLanguageModel, make_model
-from ttm_jax.text.sampling import draw, nats_of, open_segment
+from ttm_jax.text.sampling import draw, last, nats_of, open_segment
 from ttm_jax.text.tokenizer import ByteTokenizer
 from ttm_jax.training.config import ConfigError
 from ttm_jax.training.step import Loss
@@ -63,16 +63,17 @@ class TextObjective:
         """Score rows, or write on.
 
         Of "tokens", "targets", "weights" [P, W, T, N] and "start" [P, W, T], W windows one after the other: "nats" and
-        "right" [P, W, T, N]. Of "prompt" [P, N] and "seed" [P]: "sample" [P, 2 N], what the model writes next; of the
-        first seed, for all rows.
+        "right" [P, W, T, N]. Of "prompt" [P, N], "number" [P] of its tokens and "seed" [P], which count in the first
+        row alone: "sample" [P, 2 N], what the model writes next.
         """
         variables = {"params": params}
         if "prompt" in arrays:
             N, begun = self.config.segment, self.model.initial_state(len(arrays["prompt"]))
-            logits_PxNxV, place = open_segment(self.model, variables, arrays["prompt"], N, begun)
-            key = jax.random.key(arrays["seed"][0])
-            last = logits_PxNxV[:, -1]
-            tokens_PxS, _, _ = draw(self.model, variables, last, place, key, 0, 2 * N, *SAMPLING.values())
+            number, key = arrays["number"][0], jax.random.key(arrays["seed"][0])
+            logits_PxNxV, place = open_segment(self.model, variables, arrays["prompt"], number, begun)
+            first, allowed_V = last(logits_PxNxV, number), jnp.ones(self.vocab_size, bool)
+            sampled = draw(self.model, variables, first, place, allowed_V, key, 0, 2 * N, *SAMPLING.values())
+            tokens_PxS = sampled[0]
             return {"sample": tokens_PxS}
 
         def window(state: State, arrays: dict[str, jax.Array]) -> Any:

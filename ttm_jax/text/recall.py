@@ -2,8 +2,8 @@
 
     k3 v8 k1 v5 . . . .  |  . . . . . . . .  |  . . ? k1 v5 ? k3 v8
 
-The distance is the number of segments. Where it is more than two, the window does not reach the facts, and what is
-answered right was carried by memory. A curriculum raises segments and facts. NumPy only.
+The distance is the number of segments. Where the windows of all layers do not reach so far (with two layers, more than
+two segments), what is answered right was carried by memory. A curriculum raises segments and facts. NumPy only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -129,11 +129,10 @@ class RecallTask:
         levels = self._config.recall.levels
         segments, facts = levels[self._level]
         distances = [segments, UNTRAINED * segments] if self._level + 1 == len(levels) else [segments]
-        found = {}
-        for distance in distances:
-            arrays = self._draw(self._config.recall.eval_sequences, distance, facts, 1, distance)
-            found[str(distance)] = self._ask(predict, arrays)
-        arrays = self._draw(self._config.recall.eval_sequences, segments, facts, 1, segments)
+        rows = self._config.recall.eval_sequences
+        drawn = {distance: self._draw(rows, distance, facts, 1, distance) for distance in distances}
+        found = {str(distance): self._ask(predict, arrays) for distance, arrays in drawn.items()}
+        arrays = drawn[segments]
         wiped = self._ask(predict, {**arrays, "start": np.ones_like(arrays["start"])})
         record = {"segments": segments, "facts": facts, "recall": found, "wiped": wiped}
         shares = [counts["correct"] / counts["total"] for counts in found.values()]

@@ -48,12 +48,13 @@ def advance(
     return logits_BxV, place
 
 
-@partial(jax.jit, static_argnums=(0, 6))
+@partial(jax.jit, static_argnums=(0, 7))
 def draw(
     model: TransformerLanguageModel,
     variables: Any,
     logits_BxV: jax.Array,
     place: Place,
+    allowed_V: jax.Array,
     key: jax.Array,
     first: jax.Array | int,
     number: int,
@@ -61,7 +62,7 @@ def draw(
     top_k: jax.Array,
     top_p: jax.Array,
 ) -> tuple[jax.Array, jax.Array, Place]:
-    """Draw so many tokens, each from the logits after those before it.
+    """Draw so many tokens, each from the logits after those before it; of a vocabulary those that are allowed.
 
     Returns the tokens [B, number], the logits after them [B, V], and the place. The i-th is drawn from
     `fold_in(key, first + i)`, so that pieces of any length draw the same.
@@ -69,7 +70,7 @@ def draw(
 
     def turn(carry: tuple[jax.Array, Place], key: jax.Array) -> Any:
         logits, place = carry
-        token_B = sample(key, logits, temperature, top_k, top_p)
+        token_B = sample(key, jnp.where(allowed_V[None], logits, -jnp.inf), temperature, top_k, top_p)
         return advance(model, variables, token_B, place), token_B
 
     keys = jax.vmap(partial(jax.random.fold_in, key))(first + jnp.arange(number))
@@ -79,24 +80,35 @@ def draw(
 
 @partial(jax.jit, static_argnums=0)
 def feed(
-    model: TransformerLanguageModel, variables: Any, tokens_BxS: jax.Array, place: Place
+    model: TransformerLanguageModel, variables: Any, tokens_BxS: jax.Array, number: jax.Array | int, place: Place
 ) -> tuple[jax.Array, Place]:
-    """Compute given tokens one after the other; give the logits of each next one, [B, S, V], and the place."""
+    """Compute the first so many of the tokens, one after the other, in a segment that has room for them.
 
-    def turn(place: Place, token_B: jax.Array) -> Any:
-        logits_BxV, place = advance(model, variables, token_B, place)
-        return place, logits_BxV
+    Returns the logits of each next token, [B, S, V], of which as many are valid, and the place.
+    """
 
-    place, logits = jax.lax.scan(turn, place, tokens_BxS.T)
-    return jnp.swapaxes(logits, 0, 1), place
+    def turn(i: jax.Array, carry: tuple[jax.Array, Place]) -> tuple[jax.Array, Place]:
+        logits_BxSxV, place = carry
+        logits_BxV, place = apply(model, variables["params"], tokens_BxS[:, i], place, method="step")
+        return logits_BxSxV.at[:, i].set(logits_BxV), place
+
+    shape = (*tokens_BxS.shape, model.vocab_size)
+    return jax.lax.fori_loop(0, number, turn, (jnp.zeros(shape, model.config.dtype), place))
 
 
 @partial(jax.jit, static_argnums=0)
 def feed_segments(
     model: TransformerLanguageModel, variables: Any, tokens_BxTxN: jax.Array, state: State
 ) -> tuple[jax.Array, State]:
-    """Compute whole segments; give the logits of each next token, [B, T, N, V], and the state."""
-    return apply(model, variables["params"], tokens_BxTxN, state)
+    """Compute whole segments; give the logits of each next token, [B, T N, V], and the state."""
+    logits_BxTxNxV, state = apply(model, variables["params"], tokens_BxTxN, state)
+    return logits_BxTxNxV.reshape(len(tokens_BxTxN), -1, model.vocab_size), state
+
+
+@jax.jit
+def last(logits_BxSxV: jax.Array, number: jax.Array | int) -> jax.Array:
+    """Give the last of so many valid logits, [B, V]."""
+    return jax.lax.dynamic_index_in_dim(logits_BxSxV, number - 1, axis=1, keepdims=False)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -8,14 +8,14 @@ import numpy as np
 
 from ttm_jax.statistics import ratio_interval
 from ttm_jax.text.config import Config
-from ttm_jax.text.corpus import Document, read_corpus
+from ttm_jax.text.corpus import Document, evenly, read_corpus
 from ttm_jax.text.recall import RecallTask
 from ttm_jax.text.streams import Streams
 from ttm_jax.text.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer
 from ttm_jax.training.config import ConfigError
 from ttm_jax.training.task import Arrays, Batch, Curve, Evaluation, Example, Predict, Record, Task, Verdict
 
-WINDOW = 25  # steps of a train record
+RECORD_EVERY = 25  # steps
 BITS = 1 / math.log(2)  # of a nat
 
 
@@ -65,9 +65,9 @@ class TextTask:
 
     def record(self, batch: Batch, metrics: Mapping[str, Any]) -> Record | None:
         self._nats += float(np.sum(metrics["nats"]))
-        self._bytes += float(self._count_bytes(batch.arrays).sum())
+        self._bytes += float(self._count_bytes(batch.arrays).sum(dtype=np.float64))
         self._steps += 1
-        if self._steps < WINDOW:
+        if self._steps < RECORD_EVERY:
             return None
         bits = BITS * self._nats / self._bytes
         self._nats, self._bytes, self._steps = 0.0, 0.0, 0
@@ -79,7 +79,7 @@ class TextTask:
         arrays = self._rows(documents)
         carried_D = _bits(predict(arrays)["nats"])
         reset_D = _bits(predict({**arrays, "start": np.ones_like(arrays["start"])})["nats"])
-        bytes_D = self._count_bytes(arrays).sum(axis=(1, 2, 3))
+        bytes_D = self._count_bytes(arrays).sum(axis=(1, 2, 3), dtype=np.float64)
         total = float(bytes_D.sum())
         record = {
             "bits_per_byte": float(carried_D.sum()) / total,
@@ -96,9 +96,7 @@ class TextTask:
 
     def _held_out(self) -> list[Document]:
         """Give the documents of an evaluation, evenly from all that are held out."""
-        held_out = self.corpus.held_out
-        number = min(len(held_out), self._config.train.eval_documents)
-        return [held_out[i * len(held_out) // number] for i in range(number)]
+        return evenly(self.corpus.held_out, self._config.train.eval_documents)
 
     def _rows(self, documents: Sequence[Document]) -> Arrays:
         """Make the arrays of an evaluation: a row [W, T, N] for each document."""
@@ -115,13 +113,14 @@ class TextTask:
     def _samples(self, predict: Predict, documents: Sequence[Document]) -> list[Example]:
         """Let the model write on from the beginnings of two documents, other ones at each evaluation."""
         N, tokenizer = self._config.model.segment, self._tokenizer
-        long = [document for document in documents if len(document.data) >= N] or list(documents)
         first = 2 * self._evaluations
-        chosen = [long[(first + i) % len(long)] for i in range(2)]
+        chosen = [documents[(first + i) % len(documents)] for i in range(2)]
         prompts = [np.append(tokenizer.bos, tokenizer.encode(document.data))[:N] for document in chosen]
-        prompts = [np.pad(prompt, (0, N - len(prompt)), constant_values=tokenizer.pad) for prompt in prompts]
-        seeds = np.full(2, self._config.train.seed, np.uint32)
-        found = predict({"prompt": np.stack(prompts).astype(np.int32), "seed": seeds})["sample"]
+        number = min(map(len, prompts))
+        prompts = [prompt[:number] for prompt in prompts]
+        padded = np.pad(np.stack(prompts).astype(np.int32), ((0, 0), (0, N - number)), constant_values=tokenizer.pad)
+        numbers, seeds = np.full(2, number, np.int32), np.full(2, self._config.train.seed, np.uint32)
+        found = predict({"prompt": padded, "number": numbers, "seed": seeds})["sample"]
         texts = [tokenizer.decode(tokens).decode("utf-8", "replace") for tokens in (*prompts, *found)]
         return [Example(repr(a)[1:-1], f"→ {b!r}") for a, b in zip(texts[:2], texts[2:], strict=True)]
 

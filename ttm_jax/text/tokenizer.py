@@ -32,7 +32,7 @@ class Tokenizer(Protocol):
     def num_bytes(self) -> np.ndarray: ...
 
     def encode(self, data: bytes) -> np.ndarray:
-        """Give the tokens of some bytes, int32 [n]."""
+        """Give the tokens of some bytes, integers [n]."""
         ...
 
     def decode(self, tokens: Iterable[int]) -> bytes:
@@ -51,7 +51,7 @@ class ByteTokenizer:
     num_bytes = np.array([1] * 256 + [0] * _SPECIAL, np.int32)
 
     def encode(self, data: bytes) -> np.ndarray:
-        return np.frombuffer(data, np.uint8).astype(np.int32)
+        return np.frombuffer(data, np.uint8)
 
     def decode(self, tokens: Iterable[int]) -> bytes:
         return bytes(token for token in map(int, tokens) if token < 256)

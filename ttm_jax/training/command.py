@@ -154,5 +154,5 @@ def _train(parser: Parser, args: argparse.Namespace, start: Start, kept_flags: S
         command += [f"{args.package}.train", "--workdir", str(workdir), "--resume", *kept_flags]
         print(f"go on:  {shlex.join(command)}")
     else:
-        print(f"grid:   {shlex.join([*command, f'{args.package}.evaluate', str(workdir)])}")
+        print(f"measure: {shlex.join([*command, f'{args.package}.evaluate', str(workdir)])}")
     return 0

@@ -56,13 +56,13 @@ def test_pieces_draw_what_the_whole_draws(make_tiny, tokens):
     """Over two ends of segments; and another seed draws something else."""
     model, variables = make_tiny("float32")
     logits, begun = open_segment(model, variables, tokens(2, 4), 3, model.initial_state(2))
-    first, key = logits[:, 2], jax.random.key(0)
+    first, key, allowed = logits[:, 2], jax.random.key(0), np.arange(11) != 5
     options = jnp.float32(1.0), 0, 1.0
 
     def pieces(key, *numbers):
         last, place, done, found = first, begun, 0, []
         for number in numbers:
-            drawn, last, place = draw(model, variables, last, place, key, done, number, *options)
+            drawn, last, place = draw(model, variables, last, place, allowed, key, done, number, *options)
             found.append(drawn)
             done += number
         return np.concatenate(found, axis=1)
@@ -71,3 +71,4 @@ def test_pieces_draw_what_the_whole_draws(make_tiny, tokens):
     np.testing.assert_array_equal(pieces(key, 2, 2, 2, 2), whole)
     assert not np.array_equal(pieces(jax.random.key(1), 8), whole)
     assert not np.array_equal(whole[0], whole[1])
+    assert not (whole == 5).any()

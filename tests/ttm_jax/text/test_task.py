@@ -164,7 +164,17 @@ class TestLanguageModel:
             logits, place = model.extend(piece, place)
             found.append(logits)
         expected = np.asarray(expected).reshape(2, -1, ByteTokenizer.vocab_size)[:, : tokens.shape[1]]
-        np.testing.assert_allclose(np.concatenate(found, axis=1), expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(np.concatenate(found, axis=1), expected, rtol=1e-4, atol=1e-5)
+
+    def test_no_history_is_a_start_at_each_segment(self, model):
+        """Two ways to the same numbers."""
+        text = (" ".join(WORDS * 4)).encode()[: 5 * N + 3]
+        (reset,) = model.token_bits([text], history=0)
+        padded = np.pad(np.append(model.tokenizer.bos, model.tokenizer.encode(text))[:-1], (0, -len(text) % N))
+        logits, _ = model.model.apply(model.variables, padded.reshape(-1, 1, N))  # a row for each segment
+        logits = np.asarray(logits, np.float64).reshape(-1, model.model.vocab_size)[: len(text)]
+        nats = np.log(np.exp(logits).sum(axis=-1)) - logits[np.arange(len(text)), list(text)]
+        np.testing.assert_allclose(reset, nats / np.log(2), rtol=1e-4, atol=1e-4)
 
     @pytest.mark.parametrize("prompt", ["", "a", "a" * (N - 2), "a" * (N - 1), "a" * N, "alpha beta gamma delta"])
     def test_greedy_text_is_the_likeliest_token_each_time(self, model, prompt):
@@ -194,7 +204,8 @@ class TestLanguageModel:
             changed.load(tmp_path / "state")
         (tmp_path / "cut").write_bytes((tmp_path / "state").read_bytes()[:500])
         (tmp_path / "text").write_text("no state")
-        for name in ("cut", "text", "missing"):
+        np.save(tmp_path / "array.npy", np.zeros(3))
+        for name in ("cut", "text", "missing", "array.npy"):
             with pytest.raises(CheckpointError, match=f"state .*{name}"):
                 other.load(tmp_path / name)
 
@@ -220,6 +231,7 @@ class TestCommands:
         [
             (["--temperature", "-1"], "--temperature: must be a number from 0 on, got '-1'"),
             (["--top-p", "1.5"], "--top-p: must be a number from 0 to 1, got '1.5'"),
+            (["--seed", str(2**63)], "--seed: must be a whole number from 0 to 2^32 - 1"),
             (["--tokens", "0"], "--tokens: must be a positive integer, got '0'"),
             (["--prmpt", "x"], "unknown argument --prmpt; did you mean --prompt?"),
         ],
@@ -237,14 +249,35 @@ class TestCommands:
         assert found["carried"]["bits_per_byte"] + found["worth"]["bits_per_byte"] == pytest.approx(
             found["reset"]["bits_per_byte"]
         )
-        assert found["reach"]["0"] == found["worth"]
+        assert found["reach"].keys() == {"0", "1", "2", "4"}
         assert found["repeats"]["repeats"]["bytes"] + found["repeats"]["others"]["bytes"] == found["bytes"]
-        assert call_command(evaluate, run[0], "--documents", "2")[1].startswith("2 held-out documents")
+        assert call_command(evaluate, run[0], "--documents", "2")[1].startswith("2 documents")
 
-    def test_a_multiplier_does_not_write(self, call_command):
-        code, _, err = call_command(generate, "five_digits")
+    def test_evaluate_what_is_named(self, run, call_command, tmp_path):
+        """All of a file; of one document there is no interval."""
+        file = tmp_path / "one"
+        file.write_text("alpha beta " * 20)
+        code, out, _ = call_command(evaluate, run[0], "--path", file, "--json")
+        found = json.loads(out)
+        assert (code, found["bytes"], found["documents"]) == (0, 220, 1)
+        assert found["carried"]["interval_95"] is None
+        assert "note" not in found
+
+    def test_evaluate_says_that_the_corpus_is_another(self, run, call_command, corpus):
+        added = corpus / "added.txt"
+        added.write_text("new")
+        try:
+            out = call_command(evaluate, run[0], "--documents", "2")[1]
+        finally:
+            added.unlink()
+        assert "not the corpus" in out
+        assert "not the corpus" not in call_command(evaluate, run[0], "--documents", "2")[1]
+
+    @pytest.mark.parametrize("name", ["five_digits", "text_recall"])
+    def test_what_is_no_text_does_not_write(self, name, call_command):
+        code, _, err = call_command(generate, name)
         assert code == 2
-        assert "five_digits is no language model" in err
+        assert f"{name} is no language model" in err
 
 
 def test_words_that_come_again_from_afar():

@@ -333,7 +333,7 @@ class TestCommand:
         assert "stage 1: operands from 0 to 99" in lines
         assert re.fullmatch(r"finished: 40 steps, 320 examples, \d+ s", lines[-3])
         assert lines[-2] == f"curves: {tmp_path / 'run' / 'curves.png'}"
-        assert lines[-1] == f"grid:   {this_python()} -m ttm_jax.evaluate {tmp_path / 'run'}"
+        assert lines[-1] == f"measure: {this_python()} -m ttm_jax.evaluate {tmp_path / 'run'}"
         assert snapshot(tmp_path / "run", tiny_config) == snapshot(tiny_run.path, tiny_config)
 
     def test_a_second_interrupt_stops_at_once(self, config_file, tmp_path, command, monkeypatch, display):

@@ -332,7 +332,7 @@ class TestCommand:
         assert sum(line.startswith("evaluation at step ") for line in lines) == 4
         assert re.fullmatch(r"finished: 40 steps, 320 examples, \d+ s", lines[-3])
         assert lines[-2] == f"curves: {tmp_path / 'run' / 'curves.png'}"
-        assert lines[-1] == f"grid:   {this_python()} -m ttm_torch.evaluate {tmp_path / 'run'}"
+        assert lines[-1] == f"measure: {this_python()} -m ttm_torch.evaluate {tmp_path / 'run'}"
         assert snapshot(tmp_path / "run", tiny_config) == snapshot(tiny_run.path, tiny_config)
 
     def test_help_has_an_example(self, command):
