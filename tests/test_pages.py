@@ -44,7 +44,7 @@ def cells_of(line):
 
 def table(checkout, name):
     """The cells of a table of the README, by row."""
-    part = re.search(f"<!-- {name} -->(.*)<!-- /{name} -->", (checkout / "README.md").read_text(), re.DOTALL)[1]
+    part = re.search(f"<!-- {name} -->(.*)<!-- /{name} -->", (checkout / "docs/training.md").read_text(), re.DOTALL)[1]
     rows = map(cells_of, part.strip().splitlines())
     return {row[0]: row[1:] for row in rows}
 
@@ -72,7 +72,7 @@ CHANGES = [
         "default/no-memory-1",
         ("exact_match", "3x2", "correct"),
         1000,
-        "README.md",
+        "docs/training.md",
         "| trained without",
         "3 x 2",
         r"100\.0\)",

@@ -92,6 +92,8 @@ def documented_flags():
     for path in PAGES:
         text = path.read_text(encoding="utf-8").replace("\n#", "\n")
         for module, arguments in re.findall(r"python -m ((?:ttm_jax|ttm_torch|parity)[\w.]*)([^`\n]*)", text):
+            if module == "ttm_jax.evaluate" and "text" in arguments:
+                module = "ttm_jax.text.evaluate"  # which it hands on to
             flags.setdefault(module, set()).update(re.findall(r"(?<!\S)--[\w.-]*\w", arguments.partition("#")[0]))
     return flags
 

@@ -17,27 +17,27 @@ from parity.compare import DEFINITION
 
 
 def test_the_table(capsys):
-    assert main(["--only", "layers/layer_norm"]) == 0
+    assert main(["--only", "layers/feed_forward"]) == 0
     out, err = capsys.readouterr()
     header, first, second, definition, *_, origin, summary = out.splitlines()
     assert header.split() == ["case", "compared", "difference", "bound", "ok"]
-    assert first.split()[0] == "layers/layer_norm"
+    assert first.split()[0] == "layers/feed_forward"
     assert "float64: outputs, gradients, input gradients" in first
     assert first.split()[-3:] == ["<=", "1e-10", "yes"]
     assert second.split()[-3:] == ["<=", "1e-05", "yes"]
     assert definition == f"difference: {DEFINITION}"
     assert origin.startswith(f"ttm_torch: torch {torch.__version__} on cpu; ttm_jax: jax ")
     assert summary == "2 of 2 comparisons in bounds"
-    assert err == "1/1  layers/layer_norm\n"
+    assert err == "1/1  layers/feed_forward\n"
 
 
 def test_what_is_out_of_bounds_is_named(monkeypatch, capsys):
-    monkeypatch.setattr("ttm_torch.machine.layers.LAYER_NORM_EPS", 1e-5)
-    assert main(["--only", "layers/layer_norm"]) == 1
+    monkeypatch.setattr("ttm_torch.machine.layers.LAYER_NORM_EPS", 1.1e-6)
+    assert main(["--only", "layers/transformer_block"]) == 1
     out, _ = capsys.readouterr()
     assert [line.split()[-1] for line in out.splitlines()[1:3]] == ["NO", "yes"]
     assert out.splitlines()[-1].startswith(
-        "1 of 2 comparisons in bounds; NOT OK: layers/layer_norm (float64: outputs, gradients, input gradients, at "
+        "1 of 2 comparisons in bounds; NOT OK: layers/transformer_block (float64: outputs, gradients, input gradients"
     )
 
 

@@ -3,7 +3,8 @@
 import ttm_jax
 import ttm_torch
 
-ONLY_JAX = {"DirectTransformer", "clip_by_global_norm", "flops", "keep_freed_memory", "learning_rate_schedule"}
+TEXT = {"LanguageModel", "TTMLanguageModel", "TransformerLanguageModel", "Writer"}  # a task of JAX alone
+ONLY_JAX = {"DirectTransformer", "clip_by_global_norm", "flops", "keep_freed_memory", "learning_rate_schedule"} | TEXT
 # Modules that Flax and Optax have; the rate as the checklist asks for it; the `nn` of the checklist's expressions.
 ONLY_TORCH = {"Embedding", "Muon", "Scheduler", "learning_rate", "make_scheduler", "nn"}
 

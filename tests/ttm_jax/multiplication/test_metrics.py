@@ -9,8 +9,8 @@ from ttm_jax.multiplication.metrics import (
     exact_match,
     position_accuracy,
     sequence_accuracy,
-    wilson_interval,
 )
+from ttm_jax.statistics import wilson_interval
 
 TARGETS = [[6, 3, 11, 12, 12], [6, 3, 11, 12, 12], [6, 3, 11, 12, 12], [0, 11, 12, 12, 12], [1, 2, 3, 4, 5]]
 PREDICTIONS = [

@@ -7,6 +7,7 @@ import pytest
 from ttm_jax.multiplication.config import Config
 from ttm_jax.tasks import config_from_dict, load_config
 from ttm_jax.training.config import (
+    DEFAULT_TASK,
     ConfigError,
     changed_keys,
     config_keys,
@@ -44,10 +45,12 @@ def test_the_defaults_are_the_checklists():
     assert (curriculum.threshold, curriculum.window, curriculum.max_epochs_per_stage) == (0.9, 5, 1000)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_shipped_configs_load(path):
-    config = load_config(path)
-    assert find_config(path.stem) == path
+    """By name, which of the default task needs no task."""
+    config, task = load_config(path), path.parent.name
+    assert config.task == task
+    assert find_config(path.stem if task == DEFAULT_TASK else f"{task}/{path.stem}") == path
     assert load_config(find_config(str(path))) == config
 
 
@@ -61,7 +64,7 @@ def test_a_config_is_found_with_its_task_as_well():
 
 @pytest.mark.parametrize("text", ['task = "dance"', "task = 3"])
 def test_a_task_that_there_is_not(toml, text):
-    with pytest.raises(ConfigError, match="task must be one of multiplication; got"):
+    with pytest.raises(ConfigError, match="task must be one of multiplication, text; got"):
         load_config(toml(text))
 
 

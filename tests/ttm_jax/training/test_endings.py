@@ -46,7 +46,7 @@ def command(monkeypatch, signal_handlers):
     """`command(workdir, act, *flags)` trains, calls `act` with each event first, and gives the exit code."""
 
     def call(workdir, act=lambda event: None, *flags):
-        def acting(config, task, workdir, resume, stop):
+        def acting(config, task, workdir, resume, stop, init):
             for event in start(workdir, resume, stop):
                 act(event)
                 yield event
