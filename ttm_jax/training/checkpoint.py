@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 
 from ttm_jax.tasks import config_of_checkpoint
 from ttm_jax.training.checkpoint_files import (
+    CHECKSUMS,
     JAX_FORMAT,
     CheckpointError,
     KeptCheckpoints,
@@ -166,8 +167,10 @@ def _stored(path: Path, item: str) -> Any:
     try:
         with plain_path(path) as plain, ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             return checkpointer.metadata(plain / item).item_metadata.tree
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
     except Exception as error:  # orbax and tensorstore raise many kinds for a damaged folder
-        raise damaged(path, f"{item}/ is damaged") from error
+        raise _unreadable(path, item, error) from error
 
 
 def _restore(path: Path, item: str, wanted: Any, stored: Any = None) -> Any:
@@ -176,8 +179,18 @@ def _restore(path: Path, item: str, wanted: Any, stored: Any = None) -> Any:
     try:
         with plain_path(path) as plain, ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             return checkpointer.restore(plain / item, args=ocp.args.StandardRestore(wanted))
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise
     except Exception as error:
-        raise damaged(path, f"{item}/ is damaged") from error
+        raise _unreadable(path, item, error) from error
+
+
+def _unreadable(path: Path, item: str, error: Exception) -> CheckpointError:
+    """Say that an item is damaged; where its checksums are right it is not, and the reason is told."""
+    if not (path / CHECKSUMS).is_file():
+        return damaged(path, f"{item}/ is damaged")
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return CheckpointError(f"checkpoint {path}: {item}/ cannot be restored, though its files are whole: {reason}")
 
 
 def _check_shapes(path: Path, item: str, stored: Any, wanted: Any) -> None:

@@ -263,6 +263,22 @@ def test_a_damaged_checkpoint_names_one_that_is_whole(tiny_run, tmp_path, tiny_c
     assert find_checkpoint(run, (LATEST,)).name == "30"
 
 
+@pytest.mark.parametrize(
+    ("error", "raised"), [(MemoryError(), MemoryError), (OSError("too many open files"), CheckpointError)]
+)
+def test_a_whole_checkpoint_is_not_called_damaged(error, raised, checkpoint, tiny_config, monkeypatch):
+    """Where it cannot be restored for another reason, as when memory runs out; then none should be deleted."""
+
+    def restore(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("orbax.checkpoint.Checkpointer.restore", restore)
+    with pytest.raises(raised) as found:
+        load_params(checkpoint, make_objective(tiny_config))
+    assert "damaged" not in str(found.value)
+    assert "deleted" not in str(found.value)
+
+
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", "7", '{"config": {}}', "\ud800"])
 def test_foreign_metadata(checkpoint, text):
     (checkpoint / "checksums.json").unlink()
