@@ -65,6 +65,11 @@ class Results:
         """Return the values of a file, by its path without ".json"."""
         return self._read(self._folder / f"{name}.json")
 
+    def evaluations(self, run: str) -> list[dict[str, Any]]:
+        """Return the evaluations of a training, from its metrics."""
+        lines = (self._folder / run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [record for record in map(json.loads, lines) if record["kind"] == "eval"]
+
     def devices(self, section: str) -> list[dict[str, Any]]:
         """Return the files of results/hardware that have a section, in the order of their names."""
         names = sorted(path.stem for path in (self._folder / "hardware").glob("*.json"))
@@ -288,29 +293,23 @@ def history(results: Results) -> str:
 
 def text(results: Results) -> str:
     """Write what the shipped text checkpoints reach, in two sentences."""
-    found, recall = results("text/quick"), results("text/recall")["recall"]
-    others = ", ".join(f"{name.split()[0]} {bits:.2f}" for name, bits in found["compressors"].items())
+    found, recall = results.evaluations("text")[-1], results("text/recall")["recall"]
     distances = " and ".join(f"{_share(counts):.0f} % over {n} segments" for n, counts in recall.items())
-    needed = f"{found['carried']['bits_per_byte']:.2f} bits per byte"
-    return f"""`checkpoints/text` needs {needed} of held-out sources of Python ({others}).
+    return f"""`checkpoints/text` needs {found["bits_per_byte"]:.2f} bits per byte of held-out sources of Python.
 `checkpoints/text_recall` recalls a fact of the first segment: {distances}."""
 
 
 def bits_per_byte(results: Results) -> str:
-    """Write bits per byte of the shipped text checkpoint, with its history and without, and of compressors."""
-    found = results("text/quick")
+    """Write bits per byte of the shipped text checkpoint, with its history and without, as training measured them."""
+    found = results.evaluations("text")[-1]
+    low, high = found["worth_interval_95"]
     rows = [
-        ["history carried", _bits(found["carried"])],
-        ["history reset at each segment", _bits(found["reset"])],
-        ["what history is worth", _bits(found["worth"])],
-        *([f"lost where history is cut to {k} segments", _bits(value)] for k, value in found["reach"].items()),
-        *([name, f"{bits:.3f}"] for name, bits in found["compressors"].items()),
+        ["history carried", f"{found['bits_per_byte']:.3f}"],
+        ["history reset at each segment", f"{found['bits_per_byte_reset']:.3f}"],
+        ["the difference (95 % interval over documents)", f"{low:.3f} - {high:.3f}"],
     ]
-    names = {"repeats": "words from beyond all windows", "others": "all other bytes"}
-    for name, value in found["repeats"].items():
-        rows += [[f"{names[name]}, {kind}", _bits(value[kind])] for kind in ("carried", "reset")]
-    table = markdown_table(["", "bits per byte (95 % interval)"], rows)
-    return f"{table}\n\n{found['documents']} documents, {found['bytes']:,} bytes, of {found['corpus']['name']}."
+    table = markdown_table(["", "bits per byte"], rows)
+    return f"{table}\n\nThe beginnings of {found['documents']} held-out files, {found['bytes']:,} bytes."
 
 
 def recall(results: Results) -> str:
@@ -366,11 +365,6 @@ def _share(counts: dict[str, int]) -> float:
 def _interval(correct: int, total: int) -> str:
     low, high = wilson_interval(correct, total)
     return f"{100 * correct / total:.1f} ({100 * low:.1f} - {100 * high:.1f})"
-
-
-def _bits(value: dict[str, Any]) -> str:
-    low, high = value["interval_95"]
-    return f"{value['bits_per_byte']:.3f} ({low:.3f} - {high:.3f})"
 
 
 def _name(length: str) -> str:
