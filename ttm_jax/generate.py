@@ -1,6 +1,6 @@
 """The command that lets a language model write on.
 
-python -m ttm_jax.generate runs/text-quick --prompt 'def '
+python -m ttm_jax.generate runs/text-quick --prompt 'import '
 """
 
 import sys

@@ -20,7 +20,7 @@ def make_parser() -> Parser:
     parser = Parser(
         prog="python -m ttm_jax.generate",
         description="Text that a language model writes, as it goes. What it remembers does not grow.",
-        epilog="example: python -m ttm_jax.generate runs/text-quick --prompt 'def ' --tokens 400",
+        epilog="example: python -m ttm_jax.generate runs/text-quick --prompt 'import ' --tokens 400",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
