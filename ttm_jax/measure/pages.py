@@ -296,7 +296,8 @@ def text(results: Results) -> str:
     found, recall = results.evaluations("text")[-1], results("text/recall")["recall"]
     distances = " and ".join(f"{_share(counts):.0f} % over {n} segments" for n, counts in recall.items())
     return f"""`checkpoints/text` needs {found["bits_per_byte"]:.2f} bits per byte of held-out sources of Python.
-`checkpoints/text_recall` recalls a fact of the first segment: {distances}."""
+`checkpoints/text_recall` recalls a fact of the first segment:
+{distances}."""
 
 
 def bits_per_byte(results: Results) -> str:

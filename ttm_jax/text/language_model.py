@@ -248,6 +248,11 @@ class Writer:
             for logits, number, place in self._model.pieces(rows, self._place):
                 self._logits_BxV, self._place = sampling.last(logits, number), place
 
+    def _begin(self) -> None:
+        """Read what a document begins with, where nothing has been read yet."""
+        if self._place is None:
+            self._read(np.zeros(0, np.int32))
+
     def write(
         self, number: int, temperature: float = 0.8, top_k: int = 40, top_p: float = 0.9, seed: int = 0
     ) -> Iterator[list[bytes]]:
@@ -258,16 +263,15 @@ class Writer:
         """
         if number < 0:
             raise ValueError(f"the number of tokens must not be negative, got {number}")
-        key, model = jax.random.key(seed), self._model
-        if self._place is None:
-            self._read(np.zeros(0, np.int32))
+        key, model, allowed_V = jax.random.key(seed), self._model, self._allowed()
+        self._begin()
         for piece in _powers(number, largest=PIECE):
             tokens_BxS, self._logits_BxV, self._place = sampling.draw(
                 model.model,
                 model.variables,
                 self._logits_BxV,
                 self._place,
-                self._allowed(),
+                allowed_V,
                 key,
                 self._drawn,
                 piece,
@@ -284,8 +288,7 @@ class Writer:
         Raises:
             FileError: naming the file, if it cannot be written.
         """
-        if self._place is None:
-            self._read(np.zeros(0, np.int32))
+        self._begin()
         arrays: dict[str, Any] = {jax.tree_util.keystr(name): np.asarray(leaf) for name, leaf in self._leaves()}
         path = Path(path)
         temporary = path.with_name(f"{path.name}.tmp")
@@ -312,8 +315,7 @@ class Writer:
                 f"state {path}: of another model; it goes on with the checkpoint that it was saved with"
             )
         self._drawn = int(saved.pop("drawn"))
-        if self._place is None:
-            self._read(np.zeros(0, np.int32))  # for the shapes
+        self._begin()  # for the shapes
         leaves = [_typed(saved[jax.tree_util.keystr(name)], leaf.dtype) for name, leaf in self._leaves()]
         treedef = jax.tree.structure((self._logits_BxV, self._place))
         self._logits_BxV, self._place = jax.tree.unflatten(treedef, leaves)

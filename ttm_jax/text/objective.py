@@ -1,6 +1,7 @@
 """The language model as an objective of the trainer: parameters, loss, scores of held-out text, samples."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -52,9 +53,7 @@ class TextObjective:
     def loss(self, params: dict, arrays: dict[str, jax.Array], key: jax.Array, carry: Any) -> tuple[Loss, Any]:
         B = len(arrays["tokens"])
         state = jax.lax.stop_gradient(carry) if self.carries else self.model.initial_state(B)
-        logits_BxTxNxV, after = apply(self.model, params, arrays["tokens"], state, arrays["start"])
-        nats_BxTxN = nats_of(logits_BxTxNxV, arrays)
-        right_BxTxN = (logits_BxTxNxV.argmax(axis=-1) == arrays["targets"]) * arrays["weights"]
+        after, (nats_BxTxN, right_BxTxN) = self._score(params, state, arrays)
         tokens_B = arrays["weights"].sum(axis=(1, 2))
         metrics = {"nats": nats_BxTxN.sum(axis=(1, 2)), "right": right_BxTxN.sum(axis=(1, 2)), "tokens": tokens_B}
         return Loss(nats_BxTxN.sum(), tokens_B.sum(), metrics), after if self.carries else ()
@@ -76,15 +75,20 @@ class TextObjective:
             tokens_PxS = sampled[0]
             return {"sample": tokens_PxS}
 
-        def window(state: State, arrays: dict[str, jax.Array]) -> Any:
-            logits, state = apply(self.model, params, arrays["tokens"], state, arrays["start"])
-            right = (logits.argmax(axis=-1) == arrays["targets"]) * arrays["weights"]
-            return state, (nats_of(logits, arrays), right)
-
         by_window = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), arrays)
-        _, found = jax.lax.scan(window, self.model.initial_state(len(arrays["tokens"])), by_window)
+        _, found = jax.lax.scan(
+            partial(self._score, params), self.model.initial_state(len(arrays["tokens"])), by_window
+        )
         nats, right = (jnp.swapaxes(x, 0, 1) for x in found)
         return {"nats": nats, "right": right}
+
+    def _score(
+        self, params: dict, state: State, arrays: dict[str, jax.Array]
+    ) -> tuple[State, tuple[jax.Array, jax.Array]]:
+        """The state after a window [B, T, N], the nats of its targets, and which of them are the likeliest token."""
+        logits_BxTxNxV, state = apply(self.model, params, arrays["tokens"], state, arrays["start"])
+        right_BxTxN = (logits_BxTxNxV.argmax(axis=-1) == arrays["targets"]) * arrays["weights"]
+        return state, (nats_of(logits_BxTxNxV, arrays), right_BxTxN)
 
 
 def make_objective(config: Config) -> TextObjective:
