@@ -11,6 +11,7 @@ import jax
 import pytest
 
 from ttm_jax.measure import ablations, pages
+from ttm_jax.measure.studies import STUDIES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -123,6 +124,10 @@ def test_links_lead_somewhere(page):
     assert not [link for link in links if not (page.parent / link).exists()]
 
 
-def test_the_ablations_are_those_of_the_results():
-    rows = ablations.rows_of(ablations.load_runs(ROOT / "results/ablations.json"))
-    assert (ROOT / "results/ablations.md").read_text() == ablations.document(rows)
+@pytest.mark.parametrize(
+    "study", [study for study in STUDIES.values() if (ROOT / f"results/{study.results}.json").exists()]
+)
+def test_the_ablations_are_those_of_the_results(study):
+    path = ROOT / f"results/{study.results}.json"
+    rows = ablations.rows_of(study, ablations.load_runs(study, path))
+    assert path.with_suffix(".md").read_text() == ablations.document(study, rows)

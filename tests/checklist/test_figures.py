@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import ttm_torch
 from ttm_jax.machine.flops import summary_cost
-from ttm_jax.measure import ablations, pages
+from ttm_jax.measure import ablations, pages, studies
 from ttm_jax.measure.report import NOT_MEASURED, digits
 from ttm_jax.measure.results import load_results
 from ttm_jax.training.run_folder import RunFolder
@@ -50,8 +50,9 @@ def hardware(platform: str, section: str) -> dict[str, Any] | None:
 
 def ablated(*names: str) -> list[str]:
     """Mean exact match on 3 x 2 of rows of the ablations, in %."""
-    rows = ablations.rows_of(ablations.load_runs(ROOT / "results/ablations.json"))
-    return [f"{statistics.mean(ablations.shares(rows[name], '3x2')):.1f}" for name in names]
+    study = studies.STUDIES["multiplication"]
+    rows = ablations.rows_of(study, ablations.load_runs(study, ROOT / "results/ablations.json"))
+    return [f"{statistics.mean(studies.shares(rows[name], '3x2')):.1f}" for name in names]
 
 
 def milliseconds(platform: str, operation: str) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from ttm_jax.cli import Parser, command, fail
 from ttm_jax.files import FileError, read_json
-from ttm_jax.measure import ablations, compare, training, unrolled
+from ttm_jax.measure import compare, studies, training, unrolled
 from ttm_jax.measure.report import (
     NOT_MEASURED,
     markdown_table,
@@ -103,7 +103,7 @@ def accuracy(results: Results) -> str:
     for length in LENGTHS:
         cells = [_mean(runs, length), *(_mean([found], length) for found in shipped)]
         rows.append([_name(length), f"{shipped[0]['exact_match'][length]['total']:,}", *cells])
-    longer = {length: max(ablations.shares(runs, length)) for length in LONGER}
+    longer = {length: max(studies.shares(runs, length)) for length in LONGER}
     found = ", ".join(f"{_name(length)} {share:.1f} %" for length, share in longer.items())
     note = f"Of longer operands the default run has few right, at best: {found}."
     return f"{markdown_table(headings, rows)}\n\n{note}"
@@ -346,7 +346,7 @@ def render(text: str, blocks: Iterable[Callable[[Results], str]], results: Resul
 
 def trained_lengths(evaluation: dict[str, Any]) -> list[str]:
     """List the operand lengths that the network of an evaluation was trained on, longer operand first."""
-    return ablations.trained_lengths(config_from_dict(evaluation["training"]["config"]))
+    return studies.trained_lengths(config_from_dict(evaluation["training"]["config"]))
 
 
 def _mean(runs: list[dict[str, Any]], length: str) -> str:
@@ -354,7 +354,7 @@ def _mean(runs: list[dict[str, Any]], length: str) -> str:
     if length not in trained_lengths(runs[0]):
         return ""
     if len(runs) > 1:
-        return mean_and_range(ablations.shares(runs, length))
+        return mean_and_range(studies.shares(runs, length))
     return _interval(**runs[0]["exact_match"][length])
 
 

@@ -175,7 +175,9 @@ class LanguageModel:
 
     def _streams(self, documents: Sequence[bytes], reset: bool) -> Iterator[tuple[Arrays, np.ndarray]]:
         """Batches of several documents at a time, each whole in a row; and the document of each segment."""
-        rows: list[list[int]] = [[] for _ in range(min(STREAMS, len(documents)))]
+        lengths = [*map(len, documents)]
+        full = sum(lengths) // max(lengths)  # more rows would end long before that of the longest
+        rows: list[list[int]] = [[] for _ in range(min(STREAMS, full))]
         shortest = [(0, row) for row in range(len(rows))]
         for i in sorted(range(len(documents)), key=lambda i: -len(documents[i])):
             length, row = heapq.heappop(shortest)

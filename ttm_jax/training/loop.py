@@ -281,7 +281,8 @@ class _Run(Generic[State]):
         verdict = self._task.end_epoch(evaluation)
         self.progress.early_stop = verdict.stop
         if evaluation is not None:
-            best = {"best": verdict.improved, "seconds": self.progress.seconds}
+            stop = {"stop": True} if verdict.stop else {}
+            best = {"best": verdict.improved, **stop, "seconds": self.progress.seconds}
             record = {"kind": "eval", **self._where(), **evaluation.record, **best}
             yield Evaluated(record, list(evaluation.examples))
             if verdict.improved:

@@ -7,17 +7,19 @@ import subprocess
 import pytest
 
 from ttm_jax.measure import ablations
-from ttm_jax.measure.ablations import CONFIG, REFERENCE, ROWS, main
+from ttm_jax.measure.ablations import main
+from ttm_jax.measure.studies import REFERENCE, STUDIES
 from ttm_jax.tasks import load_config
 from ttm_jax.train import make_parser
 from ttm_jax.training.command import resolve
 from ttm_jax.training.config import config_to_toml
 
 NAMES = [REFERENCE, "no memory"]
+CONFIG = "ablation"
 LENGTHS = ("1x1", "2x1", "2x2", "3x1", "3x2")
 
 
-def write_run(workdir, share, steps=None):
+def write_run(workdir, share, steps=None, **ending):
     """A run of the budget's config, finished unless `steps` says less."""
     config = load_config(CONFIG)
     steps = steps or config.train.max_epochs * config.train.steps_per_epoch
@@ -25,7 +27,14 @@ def write_run(workdir, share, steps=None):
     (workdir / "config.toml").write_text(config_to_toml(config))
     (workdir / "versions.json").write_text('{"jax": "0.10.2"}')
     exact_match = {length: {"correct": round(share * 200), "total": 200} for length in LENGTHS}
-    record = {"kind": "eval", "step": steps, "examples": 64 * steps, "seconds": 90.0, "exact_match": exact_match}
+    record = {
+        "kind": "eval",
+        "step": steps,
+        "examples": 64 * steps,
+        "seconds": 90.0,
+        "exact_match": exact_match,
+        **ending,
+    }
     (workdir / "metrics.jsonl").write_text(json.dumps(record) + "\n")
 
 
@@ -74,12 +83,14 @@ def test_one_seed_has_no_range(finished, folders, capsys):
     assert "| reference | 327,561 | 1 | 90.0 | 90.0 |" in capsys.readouterr().out
 
 
-def test_commands_are_those_of_the_training(folders, capsys):
-    assert main(["--list", "--seeds", "1", *folders]) == 0
+@pytest.mark.parametrize("name", STUDIES)
+def test_commands_are_those_of_the_training(folders, capsys, name):
+    assert main([name, "--list", "--seeds", "1", *folders]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == len(ROWS)
-    configs = [resolve(make_parser().parse_args(shlex.split(line)[3:]))[0] for line in lines]
-    assert len(set(map(config_to_toml, configs))) == len(ROWS), "each row differs from all others"
+    assert len(lines) == len(STUDIES[name].rows)
+    flags = [shlex.split(line)[3:] for line in lines]
+    configs = [resolve(make_parser(argv).parse_args(argv))[0] for argv in flags]
+    assert len(set(map(config_to_toml, configs))) == len(lines), "each row differs from all others"
 
 
 def test_only_what_is_not_finished_is_run(finished, folders, trained, capsys):
@@ -146,6 +157,12 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, folders, capsys):
     assert capsys.readouterr().out.endswith("--train.seed 0 --devices 1 --resume\n")
 
 
+def test_a_run_that_its_task_has_ended_is_finished(tmp_path, folders, capsys):
+    write_run(tmp_path / "runs" / "reference-0", 0.5, steps=50, stop=True)
+    assert main(["--list", "--only", REFERENCE, "--seeds", "1", *folders]) == 0
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     ("result", "code", "message"),
     [
@@ -182,9 +199,37 @@ def test_what_a_training_says_is_kept(folders, tmp_path, monkeypatch):
     [
         (["--only", "no memroy"], "--only 'no memroy': there is no such row; --help lists them"),
         (["--length", "4x4"], "--length 4x4: the runs have 1x1, 2x1, 2x2, 3x1, 3x2"),
+        (["text", "--length", "3x2"], "--length is of multiplication, not of text"),
     ],
 )
 def test_what_there_is_not_is_one_line(folders, trained, capsys, flags, message):
     assert main([*flags, *folders]) == 2
     assert capsys.readouterr().err == f"python -m ttm_jax.ablations: error: {message}\n"
     assert not trained
+
+
+def test_text_is_compared_document_by_document():
+    """The difference is the mean over the seeds, per byte of all documents."""
+
+    def run(bits, reset):
+        return {"documents": {"bytes": [100, 300], "bits": bits, "bits_reset": reset}}
+
+    rows = {REFERENCE: [run([100, 300], [200, 600]), run([300, 500], [400, 600])], "other": [run([240, 520], [0, 0])]}
+    assert STUDIES["text"].columns(rows) == {
+        "bits per byte": ["1.500 (1.000 - 2.000)", "1.900"],
+        "more than the reference": ["", "+0.400 (+0.400 to +0.400)"],
+        "reset at each segment": ["2.250 (2.000 - 2.500)", "0.000"],
+    }
+
+
+def test_recall_is_told_at_the_level_reached():
+    def run(segments, correct):
+        recall = {str(n): {"correct": right, "total": 200} for n, right in correct.items()}
+        wiped = {"correct": 6, "total": 200}
+        return {"steps": 1000 * segments, "facts": 4, "segments": segments, "recall": recall, "wiped": wiped}
+
+    rows = {REFERENCE: [run(8, {8: 200, 32: 190}), run(8, {8: 198, 32: 180})], "other": [run(2, {2: 50})]}
+    columns = STUDIES["recall"].columns(rows)
+    assert columns["segments"] == ["8", "2"]
+    assert columns["recalled, %"] == ["99.5 (99.0 - 100.0)", "25.0"]
+    assert columns["over 32 segments, %"] == ["92.5 (90.0 - 95.0)", ""]

@@ -10,6 +10,7 @@ import pytest
 import ttm_jax
 from ttm_jax.evaluate import main as evaluate
 from ttm_jax.generate import main as generate
+from ttm_jax.measure.studies import Text
 from ttm_jax.tasks import config_from_dict, make_objective
 from ttm_jax.text.evaluate import far_repeats
 from ttm_jax.text.task import TextTask
@@ -286,3 +287,12 @@ def test_words_that_come_again_from_afar():
     assert bytes(np.frombuffer(text, np.uint8)[found]) == b"nameother"
     assert found.nonzero()[0][0] == text.rindex(b"name")
     assert not far_repeats(text, 100).any()
+
+
+def test_an_ablation_measures_whole_documents(run, config, model):
+    found = Text().summarize(run[0], {})
+    texts = [document.data for document in TextTask(config).corpus.held_out]
+    assert found["documents"]["bytes"] == [*map(len, texts)]
+    for text, bits in zip(texts, found["documents"]["bits"], strict=True):
+        assert bits / len(text) == pytest.approx(model.bits_per_byte(text), rel=1e-4)
+    assert sum(found["documents"]["bits_reset"]) > sum(found["documents"]["bits"])

@@ -241,6 +241,7 @@ class TestCurriculum:
         accuracies = [record["accuracy"] for record, _ in display.evaluations]
         assert accuracies == [1, 1, 0.75, 1, 0.75, 0.25, 0.5, 0.5, 0.25, 0.25]
         assert [r["step"] for r, _ in display.evaluations if r["best"]] == [1, 6, 7]
+        assert [r["step"] for r, _ in display.evaluations if r.get("stop")] == [10]
         assert saved_steps(tmp_path, BEST) == [7]
         assert saved_steps(tmp_path, LATEST) == [9, 10]
         assert display.messages == ["stage 1: operands from 0 to 99"]
