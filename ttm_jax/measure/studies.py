@@ -115,12 +115,8 @@ The difference to the reference is the mean over the seeds, with the 95 % interv
         "no gate": ("--model.gate", "none"),
         "context of outputs alone": ("--model.context", "outputs"),
         "context of memory alone": ("--model.context", "memory"),
-        "plain Transformer of 3 layers": ("--model.kind", "transformer"),
-        "plain Transformer of 4 layers, as large": (
-            *("--model.kind", "transformer"),
-            *("--model.upper-layers", "3"),
-            *("--model.mlp-dim", "576"),
-        ),
+        "plain Transformer of 3 layers": ("--model.kind", "transformer", "--model.upper-layers", "1"),
+        "plain Transformer of 4 layers, as large": ("--model.kind", "transformer", "--model.mlp-dim", "576"),
     }
     label = "held-out bits per byte"
     limits: tuple[float, float] | None = None

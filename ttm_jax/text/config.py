@@ -13,7 +13,7 @@ class ModelConfig:
 
     `segment` is N, the tokens of a machine step and of the attention's window. `context` is what the upper layers see
     of earlier segments: memory, the outputs of the step before, or both. `kind` "transformer" is the baseline without
-    a machine: all its layers have the window alone.
+    a machine: all its layers have the window alone, and `process_layers` more of them stand where the machine was.
     """
 
     kind: Literal["ttm", "transformer"] = "ttm"
@@ -37,6 +37,12 @@ class ModelConfig:
         require_positive(self, "width", "segment", "lower_layers", "upper_layers", "mlp_dim", "num_heads")
         require_positive(self, "memory_size", "process_size", "process_layers")
         require(self, "num_heads", self.width % (2 * self.num_heads) == 0, f"divide half of model.width ({self.width})")
+
+    @property
+    def decoder_layers(self) -> int:
+        """Return the number of layers with a window."""
+        in_place = self.process_layers if self.kind == "transformer" else 0
+        return self.lower_layers + in_place + self.upper_layers
 
 
 @dataclass(frozen=True)

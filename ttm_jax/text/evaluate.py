@@ -106,8 +106,8 @@ def measure(
         by_reach = {k: reset if k == 0 else model.byte_bits(texts, history=k) for k in reaches}
         found["reach"] = {str(k): _difference(bits, carried, bytes_D) for k, bits in by_reach.items()}
     if repeats:
-        layers = model.config.model.lower_layers + model.config.model.upper_layers
-        far = [far_repeats(text, layers * model.config.model.segment) for text in texts]
+        reached = model.config.model.decoder_layers * model.config.model.segment
+        far = [far_repeats(text, reached) for text in texts]
         found["repeats"] = {
             name: {"bytes": int(total.sum())}
             | {kind: _mean(_only(bits, mask), total) for kind, bits in (("carried", carried), ("reset", reset))}

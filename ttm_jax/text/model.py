@@ -74,7 +74,7 @@ class TransformerLanguageModel(nn.Module):
         self.embed = nn.Embed(self.vocab_size, config.width, embedding_init=nn.initializers.normal(0.02), **dtypes)
         block = dict(width=config.width, num_heads=config.num_heads, mlp_dim=config.mlp_dim, **dtypes)
         self.lower = [WindowBlock(**block) for _ in range(config.lower_layers)]
-        self.upper = [WindowBlock(**block) for _ in range(config.upper_layers)]
+        self.upper = [WindowBlock(**block) for _ in range(config.decoder_layers - config.lower_layers)]
         self.norm = LayerNorm(**dtypes)
         self._set_up_machine(dtypes)
 
@@ -86,7 +86,7 @@ class TransformerLanguageModel(nn.Module):
         config, dtype = self.config, jnp.dtype(self.config.dtype)
         H = config.num_heads
         shape = (batch_size, config.segment, H, config.width // H)
-        layers = range(config.lower_layers + config.upper_layers)
+        layers = range(config.decoder_layers)
         window = tuple(Keys(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in layers)
         return State(jnp.zeros(batch_size, bool), window, *self._initial_machine(batch_size))
 
@@ -130,7 +130,7 @@ class TransformerLanguageModel(nn.Module):
         """Compute one token of a segment that has room for it; give its logits [B, V] and the next place."""
         state, n = place.state, place.tokens
         x, own = self.embed(token_B)[:, None], []
-        contexts = (None,) * self.config.lower_layers + (place.context or (None,) * self.config.upper_layers)
+        contexts = (None,) * len(self.lower) + (place.context or (None,) * len(self.upper))
         hidden = place.hidden
         for i, (block, keys, before) in enumerate(zip(self._blocks(), place.own, state.window, strict=True)):
             if i == self.config.lower_layers:

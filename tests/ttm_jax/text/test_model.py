@@ -93,7 +93,7 @@ def test_what_reaches_a_token(name, compiled, tokens):
     distance = np.subtract.outer(np.arange(begins), np.arange(begins))
     assert (found[distance < 0] == 0).all()
     assert (found[(distance >= 0) & (distance < N)] > 0).all()
-    layers = model.config.lower_layers + model.config.upper_layers
+    layers = model.config.decoder_layers
     window = layers * (N - 1)
     if name in ("both", "memory"):
         assert (found[distance >= 0] > 0).all()
