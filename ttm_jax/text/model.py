@@ -199,17 +199,7 @@ class TTMLanguageModel(TransformerLanguageModel):
     def _set_up_machine(self, dtypes: dict[str, Any]) -> None:
         config = self.config
         self.machine_norm, self.context_norm = LayerNorm(**dtypes), LayerNorm(**dtypes)
-        self.machine = TokenTuringMachine(
-            config.memory_size,
-            config.process_size,
-            read=config.read,
-            write=config.write,
-            gate=None if config.gate == "none" else config.gate,
-            num_layers=config.process_layers,
-            mlp_dim=config.mlp_dim,
-            num_heads=config.num_heads,
-            **dtypes,
-        )
+        self.machine = make_machine(config)
         shape = (config.memory_size + config.process_size, config.width)
         self.slots = self.param("slots", nn.initializers.normal(0.02), shape, dtypes["param_dtype"])
 
@@ -242,6 +232,22 @@ class TTMLanguageModel(TransformerLanguageModel):
     def _context_keys(self, state: State) -> tuple[Keys, ...]:
         context = self._context(*_with_machine(state))
         return tuple(block.context_keys(context) for block in self.upper)
+
+
+def make_machine(config: ModelConfig) -> TokenTuringMachine:
+    """Make the machine of a config."""
+    return TokenTuringMachine(
+        config.memory_size,
+        config.process_size,
+        read=config.read,
+        write=config.write,
+        gate=None if config.gate == "none" else config.gate,
+        num_layers=config.process_layers,
+        mlp_dim=config.mlp_dim,
+        num_heads=config.num_heads,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=jnp.dtype(config.param_dtype),
+    )
 
 
 def make_model(config: ModelConfig, vocab_size: int) -> TransformerLanguageModel:
