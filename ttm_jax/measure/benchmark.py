@@ -12,8 +12,9 @@ from ttm_jax.cli import Parser, command, fail, positive_int, show_progress
 from ttm_jax.files import FileError
 from ttm_jax.hardware.allocator import keep_freed_memory
 from ttm_jax.hardware.detect import devices_present
-from ttm_jax.measure import page, results
+from ttm_jax.measure import page, results, text
 from ttm_jax.measure.unrolled import STEPS, cases_of
+from ttm_jax.training.config import ConfigError
 from ttm_jax.training.mesh import divide_processor
 
 OUT = Path("results/hardware")
@@ -31,7 +32,10 @@ def make_parser() -> Parser:
     )
     what = parser.add_mutually_exclusive_group()
     for key, module in results.SECTIONS.items():
-        if module.FLAG:
+        if key == "text":
+            about = f"the text models, of these configs ({' '.join(text.CONFIGS)}) or of those named"
+            what.add_argument(text.FLAG, nargs="*", metavar="CONFIG", help=about)
+        elif module.FLAG:
             about = str(module.__doc__).partition("\n")[0]
             what.add_argument(module.FLAG, dest="key", action="store_const", const=key, help=about)
     what.add_argument(
@@ -58,6 +62,8 @@ def make_parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)
+    if args.text is not None:
+        args.key = "text"
     if args.profile and args.key != "training":
         parser.error("--profile keeps the traces of --training, which is not asked for")
     if args.steps and args.key != "unrolled":
@@ -68,7 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     handler = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         return _write_page(args) if args.page else _measure(args)
-    except FileError as error:
+    except (FileError, ConfigError) as error:
         return fail(parser, error)
     finally:
         signal.signal(signal.SIGINT, handler)
@@ -95,6 +101,8 @@ def _measure(args: argparse.Namespace) -> int:
         options: dict[str, Any] = dict(module.QUICK) if args.quick else {}
         if args.profile:
             options["traces"] = args.profile / device.platform
+        if args.text:
+            options["configs"] = args.text
         if args.steps:
             options["cases"] = cases_of(args.steps)
         with show_progress() as progress:

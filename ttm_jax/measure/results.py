@@ -11,10 +11,10 @@ import jax
 
 from ttm_jax.files import FileError, read_json, write_json
 from ttm_jax.hardware.detect import describe_device, detect_machine
-from ttm_jax.measure import batch_sizes, history, operations, remat, training, unrolled
+from ttm_jax.measure import batch_sizes, history, operations, remat, text, training, unrolled
 from ttm_jax.training.run_folder import provenance
 
-MODULES = operations, training, batch_sizes, history, unrolled, remat  # in the order of the page
+MODULES = operations, training, batch_sizes, history, unrolled, remat, text  # in the order of the page
 SECTIONS: dict[str, ModuleType] = {module.__name__.rpartition(".")[2]: module for module in MODULES}
 FACTS = ("processor", "cores", "usable_cpus", "caches", "instruction_sets")  # by which machines are told apart
 

@@ -27,6 +27,7 @@ from ttm_jax.measure import (
     program,
     remat,
     results,
+    text,
     training,
     unrolled,
     workload,
@@ -60,8 +61,27 @@ def measured(module, **sizes):
     return json.loads(json.dumps(section))
 
 
+TEXT = """
+task = "text"
+[model]
+width = 8
+segment = 4
+lower_layers = 1
+upper_layers = 1
+mlp_dim = 8
+num_heads = 2
+memory_size = 3
+process_size = 2
+[data]
+batch_size = 2
+segments = 2
+"""
+
+
 @pytest.fixture(scope="module")
-def sections(config):
+def sections(config, tmp_path_factory):
+    tiny = tmp_path_factory.mktemp("text") / "tiny.toml"
+    tiny.write_text(TEXT)
     sizes = operations.Sizes(product=8, sequences=3, batch_size=2, num_tokens=5, num_steps=2)
     return {
         "operations": measured(operations, sizes=sizes, config=config, ceiling=CEILING),
@@ -72,6 +92,7 @@ def sections(config):
         "remat": measured(
             remat, shapes=[(2, 3, 4, 16)], machine=TokenTuringMachine(**CHEAP, read="pooling", write="concat")
         ),
+        "text": measured(text, configs=[str(tiny)], contexts=(4, 70), largest=2**17, ceiling=CEILING),
     }
 
 
@@ -351,6 +372,43 @@ def test_every_policy_is_measured(sections):
     ]
 
 
+def test_both_kinds_of_a_text_config(sections):
+    """Figures are in proportion: what is known in closed form, over what was timed."""
+    section = sections["text"]
+    tokens = {"training": 2 * 2 * 4, "reading": text.WINDOW * 4, "writing": text.PIECE}
+    assert [row["kind"] for row in section["rows"]] == ["transformer", "ttm"]
+    for row in section["rows"]:
+        for form, number in tokens.items():
+            assert row[form]["tokens_per_s"] == pytest.approx(number / row[form]["median_s"])
+            assert row[form]["predicted_tokens_per_s"] > 0
+        fraction = row["training_flops"] * row["training"]["tokens_per_s"] / section["ceiling_flops_per_s"]
+        assert row["training"]["flops_fraction"] == pytest.approx(fraction)
+    first, last = (row["models"] for row in section["contexts"]["rows"])
+    for kind in text.KINDS:
+        assert first[kind]["state_bytes"] == last[kind]["state_bytes"]
+    assert last[text.FULL]["state_bytes"] - first[text.FULL]["state_bytes"] == (70 - 4) * 3 * 2 * 8 * 4
+
+
+def test_bandwidth_is_that_of_the_sizes_next_to_it():
+    ladder = [{"bytes": 100, "bytes_per_s": 8.0}, {"bytes": 10_000, "bytes_per_s": 2.0}]
+    rates = [text.bandwidth(ladder, size) for size in (10, 100, 1000, 10_000, 10**6)]
+    assert rates == pytest.approx([8, 8, 4, 2, 2])
+
+
+def test_the_first_cache_that_holds_it():
+    caches = [
+        {"level": 1, "kind": "instruction", "bytes": 900},
+        {"level": 3, "kind": "unified", "bytes": 500},
+        {"level": 1, "kind": "data", "bytes": 10},
+    ]
+    assert [text.fits(caches, size) for size in (10, 11, 501)] == ["L1", "L3", "none"]
+
+
+def test_text_takes_language_models_alone(capsys):
+    assert benchmark.main(["--text", "default"]) == 2
+    assert "config default: no language model" in capsys.readouterr().err
+
+
 def test_a_backend_that_plans_no_memory_is_shown_as_not_measured(sections):
     section = json.loads(json.dumps(sections))
     for row in [
@@ -455,7 +513,7 @@ def test_a_run_writes_the_file_of_its_device(run, tmp_path):
 
 
 def test_sections_are_added_to_the_file_in_order(run, tmp_path):
-    for flag in ("--remat", "--history", "--training", "--batch-sizes", "--against-unrolled"):
+    for flag in ("--text", "--remat", "--history", "--training", "--batch-sizes", "--against-unrolled"):
         assert run(flag, "--out", "r")[0] == 0
     assert run("--out", "r")[0] == 0
     (path,) = (tmp_path / "r").glob("*.json")
