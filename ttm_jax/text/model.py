@@ -186,7 +186,10 @@ class TransformerLanguageModel(nn.Module):
         return [*self.lower, *self.upper]
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        return self.embed.attend(self.norm(x))
+        """Logits by the embeddings, in float32 at least: rounded ones would be rounded losses."""
+        x = self.norm(x)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        return jnp.matmul(x, self.embed.embedding.astype(x.dtype).T, preferred_element_type=wide)
 
 
 class TTMLanguageModel(TransformerLanguageModel):

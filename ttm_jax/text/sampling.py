@@ -92,8 +92,8 @@ def feed(
         logits_BxV, place = apply(model, variables["params"], tokens_BxS[:, i], place, method="step")
         return logits_BxSxV.at[:, i].set(logits_BxV), place
 
-    shape = (*tokens_BxS.shape, model.vocab_size)
-    return jax.lax.fori_loop(0, number, turn, (jnp.zeros(shape, model.config.dtype), place))
+    zeros_BxSxV = jnp.zeros((*tokens_BxS.shape, model.vocab_size), jnp.promote_types(model.config.dtype, jnp.float32))
+    return jax.lax.fori_loop(0, number, turn, (zeros_BxSxV, place))
 
 
 @partial(jax.jit, static_argnums=0)

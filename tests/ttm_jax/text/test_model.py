@@ -163,8 +163,9 @@ def test_bfloat16_keeps_memory_in_float32_and_is_the_same_in_pieces(make_tiny, t
     model, variables = make_tiny("bfloat16")
     apply, tokens_1xTxN = jax.jit(model.apply), tokens(1, 2 * T, N)
     logits, state = apply(variables, tokens_1xTxN[:, :T], model.initial_state(1))
-    assert logits.dtype == state.window[0].keys.dtype == jnp.bfloat16
-    assert state.memory.dtype == np.float32
+    assert state.window[0].keys.dtype == jnp.bfloat16
+    assert logits.dtype == state.memory.dtype == np.float32
+    assert not np.array_equal(logits, logits.astype(jnp.bfloat16)), "not rounded"
     again, ended = apply(variables, tokens_1xTxN[:, T:], state)
     whole, at_once = model.apply(variables, tokens_1xTxN)
     assert jax.tree.map(jnp.shape, ended) == jax.tree.map(jnp.shape, at_once)

@@ -18,7 +18,8 @@ from ttm_jax.text.tokenizer import ByteTokenizer
 from ttm_jax.training.checkpoint import load_state
 from ttm_jax.training.checkpoint_files import LATEST, CheckpointError, find_checkpoint
 from ttm_jax.training.config import ConfigError, override
-from ttm_jax.training.step import make_state
+from ttm_jax.training.mesh import place
+from ttm_jax.training.step import make_state, train_step
 
 N = 8
 WORDS = ["alpha", "beta", "gamma", "delta", "(", ")", "\n", "= 1"]
@@ -296,3 +297,37 @@ def test_an_ablation_measures_whole_documents(run, config, model):
     for text, bits in zip(texts, found["documents"]["bits"], strict=True):
         assert bits / len(text) == pytest.approx(model.bits_per_byte(text), rel=1e-4)
     assert sum(found["documents"]["bits_reset"]) > sum(found["documents"]["bits"])
+
+
+def test_no_gradient_goes_back_to_the_batch_before(config):
+    """What is carried counts in the loss, and is a constant to it."""
+    objective, arrays = make_objective(config), TextTask(config).batch(0).arrays
+    arrays = {**arrays, "start": np.zeros_like(arrays["start"])}
+    state = make_state(objective, config.optimizer, jax.random.key(0), config.data.batch_size)
+    params = jax.tree.map(lambda x: x + 0.1, state.params)
+    _, carry = objective.loss(params, arrays, state.key, state.carry)
+
+    def loss(memory):
+        return objective.loss(params, arrays, state.key, carry.replace(memory=memory))[0].total
+
+    value, gradient = jax.value_and_grad(loss)(carry.memory)
+    assert value != loss(jax.numpy.zeros_like(carry.memory))
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize(("micro_batches", "devices"), [(2, 1), (1, 2)])
+def test_parts_of_a_batch_are_the_batch(config, micro_batches, devices):
+    """In micro-batches and on two devices, what is carried to the next batch as well."""
+    config = override(config, {"optimizer.eps": "1.0"})  # so that no gradient of nearly 0 makes a whole step
+    objective, task = make_objective(config), TextTask(config)
+    placement = place(config.data.batch_size, num_devices=devices)
+
+    def train(**options):
+        state = make_state(objective, config.optimizer, jax.random.key(0), config.data.batch_size)
+        for step in range(2):
+            state, metrics = train_step(state, task.batch(step).arrays, **options)
+        return jax.tree.map(np.asarray, (state.params, state.carry, metrics))
+
+    whole, parts = train(), train(micro_batches=micro_batches, mesh=placement.step_mesh)
+    for expected, found in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5)
