@@ -25,13 +25,8 @@ CONFIGS = ("quick", "three_digits")
 CONFIG_BATCH = 64
 
 # Which implementation a worker times.
-JAX = "jax"
-# The same without recomputing in the backward pass, and with the steps in a Python loop, without and with it.
-PLAIN, UNROLLED, UNROLLED_REMAT = OTHER_FORMS = "jax-plain", "jax-unrolled", "jax-unrolled-remat"
-EAGER, COMPILE, COMPILE_STEP = "torch-eager", "torch-compile", "torch-compile-step"
-VARIANTS = (JAX, EAGER, COMPILE, COMPILE_STEP)
+JAX, EAGER, COMPILE, COMPILE_STEP = VARIANTS = "jax", "torch-eager", "torch-compile", "torch-compile-step"
 ONE_STEP_VARIANTS = (JAX, EAGER, COMPILE)  # where the whole pass is one step
-ALL_VARIANTS = (*VARIANTS, *OTHER_FORMS)
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,6 @@ class Machine:
 
 
 MACHINES = {
-    "small-16": Machine(batch_size=16, width=128, num_tokens=16, mlp_dim=512, num_heads=4),
     "paper-16": Machine(batch_size=4, width=768, num_tokens=16, mlp_dim=512, num_heads=12),
     "paper-3136": Machine(batch_size=1, width=768, num_tokens=3136, mlp_dim=512, num_heads=12),
 }
@@ -159,8 +153,6 @@ def _cases(dtype: DType) -> Iterator[Case]:
         yield Case(size, steps, dtype, "train")
         yield Case(size, steps, dtype, "forward")
         yield Case(size, 1, dtype, "stream", ONE_STEP_VARIANTS)
-    if dtype == "float32":
-        yield Case("small-16", 64, dtype, "train", (JAX, *OTHER_FORMS, EAGER, COMPILE_STEP))
     # Compiling many steps as a whole takes minutes: float32 shows what comes of it.
     many = VARIANTS if dtype == "float32" else (JAX, EAGER, COMPILE_STEP)
     for size in ("paper-16", "paper-3136"):

@@ -89,14 +89,13 @@ def _autocast(tokens: Tensor, dtype: str) -> torch.autocast:
 
 
 def _train(model: Any, tokens_BxTxNxD: Tensor, dtype: str) -> Call:
-    """Make a step of Adam on the mean square difference of the last step's outputs from the first of its tokens."""
+    """Make a step of Adam on the mean square of outputs and memory."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
 
     def call() -> Tensor:
         with _autocast(tokens_BxTxNxD, dtype):
-            outputs_BxTxRxD, _ = model(tokens_BxTxNxD)
-        output_BxRxD = outputs_BxTxRxD[:, -1].float()
-        loss = (output_BxRxD - tokens_BxTxNxD[:, -1, : output_BxRxD.shape[1]]).square().mean()
+            results = model(tokens_BxTxNxD)
+        loss = sum(result.float().square().mean() for result in results)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
