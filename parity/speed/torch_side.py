@@ -94,8 +94,8 @@ def _train(model: Any, tokens_BxTxNxD: Tensor, dtype: str) -> Call:
 
     def call() -> Tensor:
         with _autocast(tokens_BxTxNxD, dtype):
-            results = model(tokens_BxTxNxD)
-        loss = sum(result.float().square().mean() for result in results)
+            outputs_BxTxRxD, memory_BxMxD = model(tokens_BxTxNxD)
+        loss = outputs_BxTxRxD.float().square().mean() + memory_BxMxD.square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
