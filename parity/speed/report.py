@@ -1,4 +1,4 @@
-"""Tables and chart of measured cases; all follow from the JSON alone."""
+"""Tables of measured cases; all follow from the JSON alone."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

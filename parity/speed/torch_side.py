@@ -47,7 +47,8 @@ def _model(case: Case, variant: str) -> Any:
         machine, whole = model.machine, "heads"
     else:
         sizes = case.machine
-        model = ttm_torch.TokenTuringMachine(**sizes.options(), width=sizes.width, num_tokens=sizes.num_tokens)
+        N, D = sizes.num_tokens, sizes.model.width
+        model = ttm_torch.TokenTuringMachine(width=D, num_tokens=N, **sizes.options())
         machine, whole = model, "forward"
     if variant == COMPILE:
         setattr(model, whole, torch.compile(getattr(model, whole)))

@@ -18,6 +18,7 @@ from parity.speed.cases import (
 )
 from parity.speed.measure import Limits, Refused, check_agreement, measure, plan, summarize, tolerance
 from parity.speed.worker import as_array
+from ttm_jax.multiplication.config import ModelConfig
 
 pytestmark = pytest.mark.usefixtures("compiled_fast")
 TINY = """
@@ -163,8 +164,8 @@ def test_short_calls_are_repeated_and_long_ones_bounded():
 
 @pytest.fixture
 def tiny_machine(monkeypatch):
-    sizes = Machine(2, 8, 3, 8, 2, memory_size=4, process_size=2, num_layers=1)
-    monkeypatch.setitem(speed_cases.MACHINES, "tiny", sizes)
+    model = ModelConfig(width=8, memory_size=4, process_size=2, num_layers=1, mlp_dim=8, num_heads=2)
+    monkeypatch.setitem(speed_cases.MACHINES, "tiny", Machine(2, 3, model))
 
 
 def three_calls(call):

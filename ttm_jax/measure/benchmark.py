@@ -11,7 +11,7 @@ from ttm_jax.cli import Parser, command, fail, positive_int, show_progress
 from ttm_jax.files import FileError
 from ttm_jax.hardware.allocator import keep_freed_memory
 from ttm_jax.hardware.detect import devices_present
-from ttm_jax.measure import page, results
+from ttm_jax.measure import history, page, results
 from ttm_jax.measure.unrolled import STEPS, cases_of
 from ttm_jax.training.mesh import divide_processor
 
@@ -100,10 +100,9 @@ def _measure(args: argparse.Namespace) -> int:
             console.print(table.to_rich())
         written = []
         if folder:
-            written += [
-                results.save_section(folder, head, args.key, section),
-                *page.draw(folder, {**head, args.key: section}),
-            ]
+            written.append(results.save_section(folder, head, args.key, section))
+            if args.key == "history":
+                written.append(history.draw(section, page.figure_path(folder, head["name"])))
         if args.profile:
             written += sorted((args.profile / device.platform).glob("**/perfetto_trace.json.gz"))
         for path in written:
@@ -117,7 +116,8 @@ def _write_page(args: argparse.Namespace) -> int:
     devices = results.load_results(folder)
     changed = page.regenerate(args.page, folder, devices)
     for device in devices:
-        page.draw(folder, device)
+        if "history" in device:
+            history.draw(device["history"], page.figure_path(folder, device["name"]))
     for path in changed:
         print(f"written: {path}")
     if not changed:

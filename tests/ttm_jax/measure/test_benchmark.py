@@ -643,4 +643,4 @@ def test_committed_results_say_where_they_come_from_and_the_page_what_is_missing
             if key in result:
                 assert not result[key]["quick"]
                 assert result[key]["provenance"]["command"].startswith("python -m ttm_jax.benchmark")
-        assert page.figure_path(RESULTS, result).exists() == ("history" in result)
+        assert page.figure_path(RESULTS, result["name"]).exists() == ("history" in result)
