@@ -1,6 +1,7 @@
 """Numbers and tables for people, the same on the terminal and on a page; and the parts of pages that are generated."""
 
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,9 @@ class Table:
         """Make the table for the terminal."""
         table = RichTable(title=self.title, title_justify="left", show_edge=False)
         for i, heading in enumerate(self.headings):
-            width = max((len(row[i]) for row in self.rows), default=1)
-            table.add_column(heading, justify="right" if i else "left", min_width=min(width, 24))  # a reason may wrap
+            width = max(map(len, [*(row[i] for row in self.rows), *heading.split()]), default=1)
+            wrapped = "\n".join(textwrap.wrap(heading, width))
+            table.add_column(wrapped, justify="right" if i else "left", no_wrap=width <= 24)  # a reason may wrap
         for row in self.rows:
             table.add_row(*row)
         return table
