@@ -98,6 +98,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(os.environ.pop(COMPILED))
 
 
+@pytest.fixture(scope="module")
+def compiled_fast() -> Iterator[None]:
+    """For a module whose programs run a few times: they are not worth optimising."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture
 def nans_are_errors() -> Iterator[None]:
     """Any NaN that a jitted computation gives raises FloatingPointError."""

@@ -13,6 +13,7 @@ import pytest
 from ttm_jax.measure import ablations, pages
 from ttm_jax.measure.studies import STUDIES
 
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [
@@ -56,15 +57,6 @@ def test_the_model_of_ones_own_runs(page, name):
     assert names["memory"].shape == (2, 96, 128)
 
 
-@pytest.fixture
-def compiled_fast():
-    """What is run once is not worth optimising."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("compiled_fast")
 def test_the_originals_weights_are_loaded_as_the_page_says():
     """They give the original's outputs, and a model of one's own runs from them."""
     (code,) = (block for block in blocks("docs/your-model.md") if "from_scenic" in block)

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from parity.needs import missing_device
-from parity.speed.cases import ALL_VARIANTS, Case, all_cases, quick_cases
+from parity.speed.cases import VARIANTS, Case, all_cases, quick_cases
 from parity.speed.measure import Limits, measure
-from parity.speed.report import draw, markdown, one_line, readme_table
+from parity.speed.report import markdown, one_line, readme_table
 from ttm_jax.cli import Parser, command, fail, positive_int, show_progress
 from ttm_jax.files import FileError, read_json, write_json
 from ttm_jax.measure.report import put_block
@@ -53,7 +53,7 @@ def _parser() -> Parser:
         prog="python -m parity.speed",
         description="Times JAX and its PyTorch twin on the same weights and batches: training step, inference and "
         "streaming step, eager and compiled, from the quick config to the paper's sizes. Each runs in its own process; "
-        "they take turns, after their results have been seen to agree. Writes DEVICE.json, DEVICE.md and DEVICE.png.",
+        "they take turns, after their results have been seen to agree. Writes DEVICE.json and DEVICE.md.",
         epilog="examples:\n"
         "  python -m parity.speed --quick                  training steps of the two configs, minutes\n"
         "  python -m parity.speed --out results/speed      everything; alone on the machine\n"
@@ -67,18 +67,16 @@ def _parser() -> Parser:
     parser.add_argument(
         "--only", metavar="PATTERN", default="", help="only cases whose name has this in it; * is anything"
     )
-    parser.add_argument("--list", action="store_true", help="print the names of the cases and measure nothing")
     parser.add_argument(
-        "--variants", nargs="+", choices=ALL_VARIANTS, metavar="VARIANT",
-        help=f"of {', '.join(ALL_VARIANTS)} (all; the other forms of JAX where they are compared)",
-    )  # fmt: skip
+        "--variants", nargs="+", choices=VARIANTS, metavar="VARIANT", help=f"of {', '.join(VARIANTS)} (all)"
+    )
     parser.add_argument(
         "--first-call", type=positive_int, default=300, metavar="SECONDS",
         help="give a variant up whose first three calls, or a turn of timed ones, take longer, and say so (300)",
     )  # fmt: skip
     parser.add_argument("--out", type=Path, help=f"folder of the results ({SCRATCH})")
     parser.add_argument("--resume", action="store_true", help="keep the cases that are in --out, measure the others")
-    parser.add_argument("--report", action="store_true", help="measure nothing: page and chart from the JSON in --out")
+    parser.add_argument("--report", action="store_true", help="measure nothing: write the page of the JSON in --out")
     parser.add_argument("--readme", type=Path, metavar="FILE", help="also put the short table between its markers")
     parser.add_argument("--json", action="store_true", help="print the JSON in place of the page")
     return parser
@@ -91,11 +89,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     cases = select(args)
     if not cases:
-        examples = ", ".join(case.name for case in all_cases()[:2])
-        return fail(parser, f"--only {args.only} fits no case; names are such as {examples}; --list prints them")
-    if args.list:
-        print("\n".join(case.name for case in cases))
-        return 0
+        names = ", ".join(case.name for case in all_cases())
+        return fail(parser, f"--only {args.only} fits no case; they are: {names}")
     path = (args.out or SCRATCH) / f"{args.device}.json"
     if problem := None if args.report else missing_device(args.device):
         return fail(parser, problem)
@@ -135,7 +130,7 @@ def _measure(parser: Parser, cases: list[Case], path: Path, args: argparse.Names
     except KeyboardInterrupt:
         if not values["cases"]:
             return fail(parser, "interrupted before the first case was measured", 130)
-        _write_report(path, values)
+        _report(path, values, args)
         measured = f"{len(values['cases'])} cases measured"
         return fail(parser, f"interrupted; {measured}; --resume goes on from {path}", 130)
     _report(path, values, args)
@@ -161,16 +156,10 @@ def _run(cases: list[Case], values: Values, path: Path, args: argparse.Namespace
     return failed
 
 
-def _write_report(path: Path, values: Values) -> list[Path]:
-    """Write page and chart; return all files."""
-    page, chart = path.with_suffix(".md"), path.with_suffix(".png")
-    page.write_text(markdown(values), encoding="utf-8")
-    draw(values, chart)
-    return [file for file in (path, page, chart) if file.exists()]
-
-
 def _report(path: Path, values: Values, args: argparse.Namespace) -> int:
-    files = _write_report(path, values)
+    """Write the page, and the short table where it is asked for."""
+    files = [path, path.with_suffix(".md")]
+    files[1].write_text(markdown(values), encoding="utf-8")
     print(json.dumps(values) if args.json else markdown(values))
     if args.readme:
         try:

@@ -107,16 +107,14 @@ class Turns:
     def time(self, rounds: int, calls: Mapping[str, int]) -> None:
         """Time all workers in turns; raise Refused where a result is not finite."""
         turns_s: dict[str, list[list[float]]] = {name: [] for name in calls}
-        idle: dict[str, list[float]] = {name: [] for name in calls}
         for round_number in range(rounds):
             for name, answer in self.ask_all("time_calls", "time calls", count=calls).items():
                 if not answer["finite"]:
                     raise Refused(f"{name} computes numbers that are not finite in round {round_number + 1}")
                 turns_s[name].append(answer["seconds"])
-                idle[name].append(answer["idle_cpu_s"] / answer["idle_s"])
                 self.cells[name] |= {"calls": calls[name], "peak_mb": answer["peak_mb"]}
         for name, figures in summarize({name: turns_s[name] for name in self.workers}).items():
-            self.cells[name] |= {**figures, "idle_cpu": statistics.median(idle[name])}
+            self.cells[name] |= figures
 
 
 def measure(

@@ -1,22 +1,12 @@
-"""Tables and chart of measured cases; all follow from the JSON alone."""
+"""Tables of measured cases; all follow from the JSON alone."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
-from parity.speed.cases import COMPILE, COMPILE_STEP, EAGER, JAX, OTHER_FORMS, PLAIN, UNROLLED, UNROLLED_REMAT
+from parity.speed.cases import COMPILE, COMPILE_STEP, EAGER, JAX
 from ttm_jax.measure.report import markdown_table, short_commit
-from ttm_jax.plotting import pyplot
 
-LABELS = {
-    JAX: "JAX",
-    EAGER: "eager",
-    COMPILE: "compile",
-    COMPILE_STEP: "compile step",
-    PLAIN: "JAX, no remat",
-    UNROLLED: "JAX unrolled, no remat",
-    UNROLLED_REMAT: "JAX unrolled, remat",
-}
+LABELS = {JAX: "JAX", EAGER: "eager", COMPILE: "compile", COMPILE_STEP: "compile step"}
 KINDS = {"train": "Training step", "forward": "Inference", "stream": "Streaming: one step of one example"}
 # What docs/performance.md shows, in its words.
 README_ROWS = {
@@ -27,8 +17,6 @@ README_ROWS = {
     "paper-16/8/float32/train": "training step, paper's machine, 8 steps of 16 tokens",
     "paper-3136/8/float32/train": "training step, paper's machine, 8 steps of 3136 tokens",
 }
-
-_TICKS = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20, 30, 50, 100]
 
 Case = dict[str, Any]
 Cell = dict[str, Any]
@@ -63,11 +51,8 @@ def markdown(result: dict[str, Any]) -> str:
         parts += ["## First call: trace, compile and run once, s", _table(cases, _first_call, notes)]
     if chosen := [case for case in cases if case["kind"] == "train" and any(map(_peak, case["variants"].values()))]:
         parts += ["## Largest resident memory of the process, compiling included, MB", _table(chosen, _peak, notes)]
-    if unrolled := [case for case in cases if UNROLLED in case["variants"]]:
-        parts += ["## The steps under one scan, and unrolled in Python", *map(_forms_table, unrolled)]
     if refused := [case for case in result["cases"] if "refused" in case]:
         parts += ["## Refused", "\n".join(f"- {case['name']}: {case['refused']}" for case in refused)]
-    parts += ["## Where JAX is not the faster", _losses(cases) if cases else "Nothing is measured yet."]
     if notes:
         parts += ["## Why a number is missing", "\n".join(f"{i}. {note}" for i, note in enumerate(notes, 1))]
     return "\n\n".join(parts) + "\n"
@@ -88,55 +73,16 @@ def readme_table(result: dict[str, Any]) -> str:
     return f"{markdown_table(['float32', 'JAX', 'best PyTorch', 'PyTorch / JAX'], rows)}\n\n{_origin(result)}"
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Draw the ratios of the medians, with quartiles, as a chart: a line a case, a mark a variant."""
-    cases = [case for case in result["cases"] if "ms" in case["variants"].get(JAX, {})]
-    if not cases:
-        return
-    plt = pyplot()
-    figure, axis = plt.subplots(figsize=(9, 1.5 + 0.4 * len(cases)), layout="constrained")
-    for i, name in enumerate(name for name in LABELS if name != JAX):
-        cells = [(at, case["variants"].get(name, {})) for at, case in enumerate(cases)]
-        if not (found := [(at, cell["ratio"]) for at, cell in cells if "ratio" in cell]):
-            continue
-        medians = [ratio["median"] for _, ratio in found]
-        below = [ratio["median"] - ratio["quartile_1"] for _, ratio in found]
-        above = [ratio["quartile_3"] - ratio["median"] for _, ratio in found]
-        label = LABELS[name] if name.startswith("jax") else f"PyTorch, {LABELS[name]}"
-        places = [at + 0.12 * (i - 1) for at, _ in found]
-        axis.errorbar(medians, places, xerr=[below, above], fmt="o", capsize=3, label=label)
-    names = [f"{_kind(case)}, {_what(case)}: JAX {_median(case['variants'][JAX])}" for case in cases]
-    axis.set(xscale="log", xlabel="time / time of JAX (right of 1: JAX is faster); median and quartiles of the rounds")
-    axis.set_yticks(range(len(cases)), names, fontsize="small")
-    axis.invert_yaxis()
-    # The axis is logarithmic, its ticks are plain numbers.
-    low, high = axis.get_xlim()
-    axis.set_xticks([tick for tick in _TICKS if low <= tick <= high])
-    axis.xaxis.set_major_formatter("{x:g}")
-    axis.tick_params(axis="x", which="minor", bottom=False, labelbottom=False)
-    axis.axvline(1, color="black", linewidth=1)
-    axis.grid(axis="x", alpha=0.3)
-    figure.legend(loc="outside upper center", ncols=4, frameon=False)
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
 def _heading(result: dict[str, Any]) -> str:
     """Say where the result comes from: the device, and each run's command with the load that the machine had before."""
     runs = {case["run"]["date"]: case["run"] for case in result["cases"]}
     commands = ", ".join(f"`{run['command']}` (load before it {run['load_at_start']:.1f})" for run in runs.values())
-    idle = [cell["idle_cpu"] for case in result["cases"] for cell in case["variants"].values() if "idle_cpu" in cell]
-    waiting = f"use {100 * max(idle):.1f} % of a core at most (median of a case)" if idle else "were not measured"
     return f"""# JAX and PyTorch side by side
 
 {_origin(result)} {result["threads"]} threads for each framework. Written by {commands}.
 
 Medians of the rounds (quartiles in brackets). **PyTorch / JAX** is the time of the best PyTorch variant by that of JAX
-in the same round: above 1, JAX is faster. `results/speed/README.md` says how it was measured.
-
-Processes that wait {waiting}.
-
-![times by those of JAX]({result["backend"]}.png)"""
+in the same round: above 1, JAX is faster. `results/speed/README.md` says how it was measured."""
 
 
 def _origin(result: dict[str, Any]) -> str:
@@ -150,7 +96,7 @@ def _table(
     cases: Sequence[Case], figure: Callable[[Cell], str | None], notes: list[str], columns: slice = slice(-1)
 ) -> str:
     """Write a row a case, a column a variant: kind and sizes, a figure of each cell, the ratio of the best PyTorch."""
-    shown = [name for name in LABELS if any(name in case["variants"] for case in cases) and name not in OTHER_FORMS]
+    shown = [name for name in LABELS if any(name in case["variants"] for case in cases)]
     rows = []
     for case in cases:
         best = best_torch(case)
@@ -161,27 +107,6 @@ def _table(
         rows.append([*row, _ratio(case["variants"][best]) if best else "-"])
     headings = ["what", "model", "steps", "type", "batch", *(LABELS[name] for name in shown), "PyTorch / JAX"]
     return markdown_table(headings[columns], [row[columns] for row in rows])
-
-
-def _forms_table(case: Case) -> str:
-    """Write the forms of the same steps in JAX, each with and without recomputing in the backward pass."""
-    labels = LABELS | {JAX: "JAX, scan, remat", PLAIN: "JAX, scan, no remat"}
-    rows = []
-    for name in (JAX, *OTHER_FORMS):
-        if cell := case["variants"].get(name):
-            figures = [_first_call(cell) or cell["failed"], _time(cell) or "-"]
-            rows.append([labels[name], *figures, "1" if name == JAX else _ratio(cell), _peak(cell) or "-"])
-    headings = ["", "first call, s", "training step, ms", "time / scan with remat", "largest memory, MB"]
-    return f"{_what(case)}, batch {case['batch_size']}.\n\n{markdown_table(headings, rows)}"
-
-
-def _losses(cases: Sequence[Case]) -> str:
-    lost = []
-    for case in cases:
-        cell = case["variants"].get(best := best_torch(case), {})
-        if best and cell.get("ratio", {"median": 2})["median"] <= 1:
-            lost.append(f"- {_kind(case)}, {_what(case)}: {_ratio(cell)} against {LABELS[best]}")
-    return "\n".join(lost) or "Nowhere, of what was measured in both."
 
 
 def _kind(case: Case) -> str:

@@ -47,7 +47,8 @@ def _model(case: Case, variant: str) -> Any:
         machine, whole = model.machine, "heads"
     else:
         sizes = case.machine
-        model = ttm_torch.TokenTuringMachine(**sizes.options(), width=sizes.width, num_tokens=sizes.num_tokens)
+        N, D = sizes.num_tokens, sizes.model.width
+        model = ttm_torch.TokenTuringMachine(width=D, num_tokens=N, **sizes.options())
         machine, whole = model, "forward"
     if variant == COMPILE:
         setattr(model, whole, torch.compile(getattr(model, whole)))
@@ -89,14 +90,13 @@ def _autocast(tokens: Tensor, dtype: str) -> torch.autocast:
 
 
 def _train(model: Any, tokens_BxTxNxD: Tensor, dtype: str) -> Call:
-    """Make a step of Adam on the mean square difference of the last step's outputs from the first of its tokens."""
+    """Make a step of Adam on the mean square of outputs and memory."""
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=True)
 
     def call() -> Tensor:
         with _autocast(tokens_BxTxNxD, dtype):
-            outputs_BxTxRxD, _ = model(tokens_BxTxNxD)
-        output_BxRxD = outputs_BxTxRxD[:, -1].float()
-        loss = (output_BxRxD - tokens_BxTxNxD[:, -1, : output_BxRxD.shape[1]]).square().mean()
+            outputs_BxTxRxD, memory_BxMxD = model(tokens_BxTxNxD)
+        loss = outputs_BxTxRxD.float().square().mean() + memory_BxMxD.square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -9,8 +9,7 @@ answers each line that it reads, a JSON object, with another:
     {"do": "time_calls", "count": n}                     {"seconds": [n numbers], "finite"}
 
 The first call traces, compiles and runs. "values" are digests of the results of the first three calls, "call_s" is the
-last one's time. Each answer also has "idle_s", "idle_cpu_s": how long the process waited for its command, and what
-it computed meanwhile; and "peak_mb", None on CUDA.
+last one's time. Each answer also has "peak_mb", None on CUDA.
 """
 
 import json
@@ -42,7 +41,6 @@ class Server:
 
             divide_processor()
             self.framework: Any = jax_side
-            jax_side.warm_up()
         else:
             import torch
 
@@ -53,7 +51,7 @@ class Server:
             torch.set_default_device(device)
             if device == "cuda":
                 torch.set_float32_matmul_precision("high")  # JAX's default
-            torch_side.warm_up(variant)
+        self.framework.warm_up(variant)
 
     def describe(self) -> dict[str, Any]:
         """Say where the worker computes."""
@@ -96,14 +94,9 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print is no answer
     keep_freed_memory(jax=variant.startswith("jax"))  # as training does, for both frameworks
     server = Server(variant, device)
-    while True:
-        wall, cpu = time.perf_counter(), time.process_time()
-        line = sys.stdin.readline()
-        idle = {"idle_s": time.perf_counter() - wall, "idle_cpu_s": time.process_time() - cpu}
-        if not line:
-            return
+    for line in sys.stdin:
         message = json.loads(line)
-        answer = getattr(server, message.pop("do"))(**message) | idle
+        answer = getattr(server, message.pop("do"))(**message)
         peak = resident_bytes("VmHWM") if device == "cpu" else None
         answers.write(json.dumps({**answer, "peak_mb": None if peak is None else peak / 1e6}) + "\n")
 

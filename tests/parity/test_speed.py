@@ -1,7 +1,6 @@
 """The speed comparison: what it does with workers and their times. Nothing here depends on how long anything takes."""
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +10,6 @@ from parity.speed import cases as speed_cases, jax_side, torch_side
 from parity.speed.cases import (
     EAGER,
     JAX,
-    OTHER_FORMS,
-    UNROLLED,
     VARIANTS,
     Case,
     Machine,
@@ -21,8 +18,9 @@ from parity.speed.cases import (
 )
 from parity.speed.measure import Limits, Refused, check_agreement, measure, plan, summarize, tolerance
 from parity.speed.worker import as_array
+from ttm_jax.multiplication.config import ModelConfig
 
-ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("compiled_fast")
 TINY = """
 [model]
 width = 8
@@ -47,7 +45,7 @@ FAKE = """
 import json, sys
 variant, log, behaviour = sys.argv[1:]
 def answer(**fields):
-    print(json.dumps(dict(fields, peak_mb=1.0, idle_s=1.0, idle_cpu_s=0.01)), flush=True)
+    print(json.dumps(dict(fields, peak_mb=1.0)), flush=True)
 for line in sys.stdin:
     message = json.loads(line)
     if message["do"] == "describe":
@@ -146,7 +144,7 @@ def test_agreement():
     assert check_agreement({JAX: [2.0, 4.0], EAGER: [2.0, 4.1]}, 0.05) == pytest.approx(0.025)
     assert check_agreement({JAX: [1.0]}, 0.05) == 0.0
     with pytest.raises(Refused):
-        check_agreement({JAX: [2.0, 4.0], EAGER: [2.0, 4.0], UNROLLED: [2.3, 4.0]}, 0.05)
+        check_agreement({JAX: [2.0, 4.0], EAGER: [2.0, 4.0], "other": [2.3, 4.0]}, 0.05)
 
 
 def test_statistics():
@@ -166,8 +164,8 @@ def test_short_calls_are_repeated_and_long_ones_bounded():
 
 @pytest.fixture
 def tiny_machine(monkeypatch):
-    sizes = Machine(2, 8, 3, 8, 2, memory_size=4, process_size=2, num_layers=1)
-    monkeypatch.setitem(speed_cases.MACHINES, "tiny", sizes)
+    model = ModelConfig(width=8, memory_size=4, process_size=2, num_layers=1, mlp_dim=8, num_heads=2)
+    monkeypatch.setitem(speed_cases.MACHINES, "tiny", Machine(2, 3, model))
 
 
 def three_calls(call):
@@ -192,14 +190,6 @@ def test_both_frameworks_compute_the_same(kind, dtype, tiny_machine, tmp_path):
     assert kind == "forward" or np.abs(last - first).max() > 1e-5  # it learns, or remembers
 
 
-@pytest.mark.parametrize("kind", ["forward", pytest.param("train", marks=pytest.mark.slow)])
-def test_all_forms_of_the_machine_are_the_same(tiny_machine, tmp_path, kind):
-    case = Case("tiny", 3, "float32", kind)
-    write_weights(case, tmp_path)
-    values = {name: three_calls(jax_side.build(case, name, tmp_path)) for name in (JAX, *OTHER_FORMS)}
-    check_agreement(values, 1e-6)
-
-
 def test_a_wrong_rate_is_noticed(tiny_machine, tmp_path, monkeypatch):
     case = Case("tiny", 2, "float32", "train")
     write_weights(case, tmp_path)
@@ -211,11 +201,12 @@ def test_a_wrong_rate_is_noticed(tiny_machine, tmp_path, monkeypatch):
         check_agreement({JAX: right, EAGER: wrong}, tolerance("float32", "cpu"))
 
 
-def test_processes_of_both_frameworks_agree(tiny):
+def test_processes_of_both_frameworks_agree(tiny, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     limits = Limits(case_s=0, min_rounds=2, turn_s=0)
     result, said = measure(Case(tiny, 4, "float32", "train", (JAX, EAGER)), limits=limits)
     assert result["difference"] < 1e-4
-    fields = {"first_call_s", "calls", "peak_mb", "ms", "ratio", "idle_cpu"}
+    fields = {"first_call_s", "calls", "peak_mb", "ms", "ratio"}
     assert [set(cell) for cell in result["variants"].values()] == [fields, fields]
     assert said["device"] == "cpu"
 

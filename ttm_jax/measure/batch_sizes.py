@@ -1,16 +1,14 @@
 """Training throughput of the multiplier against the batch size, and the best batch."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from ttm_jax.cli import Progress
 from ttm_jax.measure.ceilings import PRODUCT, CeilingSizes, ceiling_functions, ceiling_sizes
-from ttm_jax.measure.cost import device_memory_taken
-from ttm_jax.measure.program import Program, Turns
-from ttm_jax.measure.report import Table, median, percent, planned_memory, quartiles, scaled
+from ttm_jax.measure.program import Turns
+from ttm_jax.measure.report import Table, median, percent, planned_memory, quartiles
 from ttm_jax.measure.timing import affordable_calls, timed_call
 from ttm_jax.measure.workload import training_arguments, training_batch, training_flops, training_program
 from ttm_jax.multiplication.config import Config
@@ -43,16 +41,11 @@ def measure(
         for size in batch_sizes:
             progress.step(f"compiling: batch {size}")
             placement = place(size)
-            make_arguments = partial(training_arguments, config, size, placement)
-            program = training_program(placement, *make_arguments())
-            run = partial(_run, program, make_arguments)
-            if not turns.fits(str(size), program):
+            arguments = training_arguments(config, size, placement)
+            turns.enter(str(size), training_program(placement, *arguments), *arguments)
+            if (function := turns.functions.get(str(size))) is None:
                 break
-            if not rows and not device.memory_stats():
-                run()  # a resident set counts what is set up once; an allocator does not, and would keep its peak
-            taken = device_memory_taken(run)
-            rows.append({"batch_size": size, "num_devices": len(placement.devices), "device_bytes": taken})
-            turns.functions[str(size)] = function = program.bind(*make_arguments())
+            rows.append({"batch_size": size, "num_devices": len(placement.devices)})
             if 2 * timed_call(function) > LONGEST_STEP_S:
                 break
         progress.step("compiling: ceiling")
@@ -82,14 +75,9 @@ def best_batch(rows: list[dict[str, Any]]) -> int | None:
     return min((row["batch_size"] for row in rows if row["examples_per_s"] >= NEARLY_BEST * highest), default=None)
 
 
-def _run(program: Program, make_arguments: Callable[[], Any]) -> None:
-    """Take one step from a fresh state."""
-    jax.block_until_ready(program.bind(*make_arguments())())
-
-
 def tables(section: dict[str, Any]) -> list[Table]:
     """Make the table of throughput and memory by batch size."""
-    headings = ["batch", "step", "quartiles", "examples/s", "of ceiling", "memory, planned", "memory, measured"]
+    headings = ["batch", "step", "quartiles", "examples/s", "of ceiling", "memory"]
     rows = [
         [
             f"{row['batch_size']:,}" + (" *" if row["batch_size"] == section["best"] else ""),
@@ -98,7 +86,6 @@ def tables(section: dict[str, Any]) -> list[Table]:
             f"{row['examples_per_s']:,.0f}",
             percent(row["flops_fraction"]),
             planned_memory(row),
-            scaled(row["device_bytes"], "B"),
         ]
         for row in section["rows"]
     ]

@@ -1,7 +1,6 @@
 """Measurements of this machine: what it is, what it can do, and what the Token Turing Machine makes of it."""
 
 import argparse
-import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from ttm_jax.cli import Parser, command, fail, positive_int, show_progress
 from ttm_jax.files import FileError
 from ttm_jax.hardware.allocator import keep_freed_memory
 from ttm_jax.hardware.detect import devices_present
-from ttm_jax.measure import page, results, text
+from ttm_jax.measure import history, page, results, text
 from ttm_jax.measure.unrolled import STEPS, cases_of
 from ttm_jax.training.config import ConfigError
 from ttm_jax.training.mesh import divide_processor
@@ -52,7 +51,6 @@ def make_parser() -> Parser:
         "what was measured with others is replaced",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="under a minute; written only where --out is given")
-    parser.add_argument("--json", action="store_true", help="print one JSON object in place of tables")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help=f"of the results, a file a device (default: {OUT})")
     parser.set_defaults(key="operations")
     return parser
@@ -93,8 +91,7 @@ def _measure(args: argparse.Namespace) -> int:
             results.check_result(folder, head)
     if args.profile:
         results.check_folder("--profile", args.profile)
-    console, module = Console(quiet=args.json), results.SECTIONS[args.key]
-    shown: dict[str, Any] = {}
+    console, module = Console(), results.SECTIONS[args.key]
     for device, head in found:
         for fact in page.machine(head).rows:
             console.print(": ".join(fact), highlight=False, soft_wrap=True)
@@ -107,18 +104,17 @@ def _measure(args: argparse.Namespace) -> int:
             options["cases"] = cases_of(args.steps)
         with show_progress() as progress:
             section = results.section_of(device, args.quick, module.measure(device, progress, **options))
-        shown[head["name"]] = {**head, args.key: section}
         for table in module.tables(section):
             console.print(table.to_rich())
         written = []
         if folder:
-            written += [results.save_section(folder, head, args.key, section), *page.draw(folder, shown[head["name"]])]
+            written.append(results.save_section(folder, head, args.key, section))
+            if args.key == "history":
+                written.append(history.draw(section, page.figure_path(folder, head["name"])))
         if args.profile:
             written += sorted((args.profile / device.platform).glob("**/perfetto_trace.json.gz"))
         for path in written:
             console.print(f"written: {path}", highlight=False, soft_wrap=True)
-    if args.json:
-        print(json.dumps(shown))
     return 0
 
 
@@ -128,7 +124,8 @@ def _write_page(args: argparse.Namespace) -> int:
     devices = results.load_results(folder)
     changed = page.regenerate(args.page, folder, devices)
     for device in devices:
-        page.draw(folder, device)
+        if "history" in device:
+            history.draw(device["history"], page.figure_path(folder, device["name"]))
     for path in changed:
         print(f"written: {path}")
     if not changed:

@@ -43,16 +43,3 @@ def ceilings(sizes: CeilingSizes, timings: Mapping[str, dict[str, Any]]) -> dict
         "product": {"size": sizes.product, **timings[PRODUCT]},
         "copy": {"bytes": sizes.copy_bytes, **timings[COPY]},
     }
-
-
-def achieved(seconds: float, flops: int, moved_bytes: int, ceiling: dict[str, Any]) -> dict[str, Any]:
-    """Return FLOP/s and bytes/s, and both as a fraction of the ceilings."""
-    flops_per_s, bytes_per_s = flops / seconds, moved_bytes / seconds
-    return {
-        "flops": flops,
-        "bytes": moved_bytes,
-        "flops_per_s": flops_per_s,
-        "bytes_per_s": bytes_per_s,
-        "flops_fraction": flops_per_s / ceiling["flops_per_s"],
-        "bytes_fraction": bytes_per_s / ceiling["bytes_per_s"],
-    }

@@ -217,23 +217,16 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _summary(section: dict[str, Any]) -> Table:
-    """Make the table of each model's size, how a streaming step's cost grows, and where the machine costs less."""
-    columns = []
-    for name in MODELS:
-        measured = [row[name] for row in section["streaming"] if "skipped" not in row[name]] or [{}]
-        growth = ratio(measured[-1].get("median_s"), measured[0].get("median_s"))
-        parameters = f"{section['parameters'][name]:,}"
-        columns.append([parameters, scaled(measured[-1].get("flops"), "FLOP"), times(growth)])
-    labels = "parameters", "last streaming step", "its time by that of the first"
-    facts = [list(row) for row in zip(labels, *columns, strict=True)]
+    """Make the table of each model's size, and of where the machine costs less."""
+    facts = [["parameters", *(f"{section['parameters'][name]:,}" for name in MODELS)]]
     for key, steps in section["wins"].items():
         form, of = key.split("_")
         facts.append([f"less {of}, {form}", "never" if steps is None else f"from {steps:,} steps on", "-"])
     return Table("both models, and the lengths from which on the machine costs less", ["", *MODELS], facts)
 
 
-def draw(section: dict[str, Any], path: Path) -> None:
-    """Draw time and memory of both models, streaming and of whole sequences, as a PNG."""
+def draw(section: dict[str, Any], path: Path) -> Path:
+    """Draw time and memory of both models, streaming and of whole sequences, as a PNG; return its path."""
     plt = pyplot()
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), sharex=True, layout="constrained")
     forms = (("streaming", "a streaming step after"), ("whole", "a whole sequence of"))
@@ -258,3 +251,4 @@ def draw(section: dict[str, Any], path: Path) -> None:
         axis.set(xlabel="n, steps")
     figure.savefig(path, dpi=110, facecolor="white")
     plt.close(figure)
+    return path

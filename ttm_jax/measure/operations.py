@@ -13,7 +13,7 @@ from ttm_jax.cli import Progress
 from ttm_jax.machine.flops import multiply_adds, process_cost
 from ttm_jax.machine.memory import Read, make_write
 from ttm_jax.machine.processing import TransformerStack, make_processor
-from ttm_jax.measure.ceilings import CeilingSizes, achieved, ceiling_functions, ceiling_sizes, ceilings
+from ttm_jax.measure.ceilings import CeilingSizes, ceiling_functions, ceiling_sizes, ceilings
 from ttm_jax.measure.cost import machine_train_step, measure_flops
 from ttm_jax.measure.program import Program, Turns
 from ttm_jax.measure.report import Table, median, percent, planned_memory, quartiles, scaled
@@ -92,7 +92,9 @@ def measure(
     for operation in operations:
         row: dict[str, Any] = {"name": operation.name, "size": operation.size, **timed[operation.name]}
         if "skipped" not in row:
-            row |= achieved(row["median_s"], operation.flops, programs[operation.name].moved_bytes, measured)
+            for of, number in (("flops", operation.flops), ("bytes", programs[operation.name].moved_bytes)):
+                rate = number / row["median_s"]
+                row |= {of: number, f"{of}_per_s": rate, f"{of}_fraction": rate / measured[f"{of}_per_s"]}
         rows.append(row)
     precision = jax.config.values["jax_default_matmul_precision"]
     return {"dtype": "float32", "precision": precision, "sizes": asdict(sizes), "ceilings": measured, "rows": rows}

@@ -6,7 +6,6 @@ from typing import Any
 
 from ttm_jax.files import FileError
 from ttm_jax.hardware.detect import UNKNOWN
-from ttm_jax.measure import history
 from ttm_jax.measure.report import (
     NOT_MEASURED,
     Table,
@@ -39,18 +38,10 @@ def device_page(folder: Path, result: dict[str, Any]) -> Path:
     return result_path(folder, result["name"]).with_suffix(".md")
 
 
-def figure_path(folder: Path, result: dict[str, Any]) -> Path:
+def figure_path(folder: Path, name: str) -> Path:
     """Return where the figure of a device's history is."""
-    path = result_path(folder, result["name"])
+    path = result_path(folder, name)
     return path.with_name(f"{path.stem}-history.png")
-
-
-def draw(folder: Path, result: dict[str, Any]) -> list[Path]:
-    """Draw what there is to draw of a device; return the files."""
-    if "history" not in result:
-        return []
-    history.draw(result["history"], figure_path(folder, result))
-    return [figure_path(folder, result)]
 
 
 def devices(results: list[dict[str, Any]], folder: Path) -> str:
@@ -89,7 +80,7 @@ def render_device(result: dict[str, Any]) -> str:
             continue
         parts += [table.to_markdown() for table in module.tables(result[key])]
         if key == "history":
-            figure = figure_path(Path(), result).as_posix()
+            figure = figure_path(Path(), result["name"])
             parts.append(f"![time and memory against the length of the history]({figure})")
         parts.append(_origin(result[key]))
     return "\n\n".join(parts) + "\n"

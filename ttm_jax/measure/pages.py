@@ -83,15 +83,13 @@ def why(results: Results) -> str:
     row = next(row for row in rows if (row["steps"], row["num_tokens"]) == (128, 16))
     compiles = times(unrolled.ratios(row[unrolled.SCAN], row[unrolled.UNROLLED])["compile"])
     counts = [results(f"{name}/evaluation")["exact_match"]["5x5"] for name in CHECKPOINTS]
-    best = max(counts, key=lambda found: found["correct"])
-    share = f"{_share(best):.1f} % of {best['total']:,} held-out pairs"
-    compared, caught = results("parity")["summary"].split(", ")
-    return f"""- **Constant cost.** A streaming step takes {median(first["machine"])} after {first["steps"]:,} steps
-  and {median(last["machine"])} after {last["steps"]:,}.
-- **One scan.** All steps are one `lax.scan`: 128 of them compile {compiles} as fast as unrolled.
-- **Trained.** A shipped checkpoint multiplies five digits by five: {share}.
-- **Checked** against a PyTorch twin and the authors' code: {compared},
-  {caught}."""
+    share = max(map(_share, counts))
+    compared, _ = results("parity")["summary"].split(", ")
+    early, late = (f"{median(row['machine'])} after {row['steps']:,}" for row in (first, last))
+    return f"""- **Constant cost.** A streaming step takes {early} steps and {late}.
+- **One scan.** 128 steps are one `lax.scan`, which compiles {compiles} as fast as unrolled.
+- **Trained.** A shipped checkpoint multiplies five digits by five: {share:.1f} % of held-out pairs.
+- **Checked** against a PyTorch twin and the authors' code: {compared}."""
 
 
 def accuracy(results: Results) -> str:
@@ -292,12 +290,11 @@ def history(results: Results) -> str:
 
 
 def text(results: Results) -> str:
-    """Write what the shipped text checkpoints reach, in two sentences."""
+    """Write what the shipped text checkpoints reach, in a sentence each."""
     found, recall = results.evaluations("text")[-1], results("text/recall")["recall"]
-    distances = " and ".join(f"{_share(counts):.0f} % over {n} segments" for n, counts in recall.items())
-    return f"""`checkpoints/text` needs {found["bits_per_byte"]:.2f} bits per byte of held-out sources of Python.
-`checkpoints/text_recall` recalls a fact of the first segment:
-{distances}."""
+    distances = ", ".join(f"{_share(counts):.0f} % over {n} segments" for n, counts in recall.items())
+    return f"""The checkpoint `text` needs {found["bits_per_byte"]:.2f} bits per byte of held-out sources of Python.
+`text_recall` recalls a fact of the first segment: {distances}."""
 
 
 def bits_per_byte(results: Results) -> str:

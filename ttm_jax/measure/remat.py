@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import optax
 
 from ttm_jax.cli import Progress
 from ttm_jax.machine.machine import DEFAULT_REMAT, REMAT_POLICIES, TokenTuringMachine
-from ttm_jax.measure.cost import machine_train_step
-from ttm_jax.measure.program import Program, Turns
+from ttm_jax.measure.program import Turns
 from ttm_jax.measure.report import Table, median, planned_memory, quartiles, scaled
-from ttm_jax.measure.workload import normal, random_variables
+from ttm_jax.measure.workload import enter_train_step, normal, random_variables
+from ttm_jax.training.mesh import place
 
 TITLE, FLAG = "Rematerialisation", "--remat"
 Shape = tuple[int, int, int, int]  # [B, T, N, D]
@@ -34,15 +33,12 @@ def measure(
     measured = []
     with jax.default_device(device):
         for shape in shapes:
-            turns, optimizer, tokens_BxTxNxD = Turns(device, budget_s, most=100), optax.adam(1e-3), normal(*shape)
+            turns, tokens_BxTxNxD = Turns(device, budget_s, most=100), normal(*shape)
+            variables, whole = random_variables(machine, tokens_BxTxNxD), place(shape[0], num_devices=1)
             for policy in _POLICIES:
                 name = policy or "none"
                 progress.step(f"compiling: {name}, width {shape[-1]}")
-                form = machine.clone(remat=policy)
-                variables = random_variables(form, tokens_BxTxNxD)
-                arguments = (variables, jax.jit(optimizer.init)(variables)), tokens_BxTxNxD
-                program = Program(machine_train_step(form, optimizer), *arguments, carries=True)
-                turns.enter(name, program, *arguments)
+                enter_train_step(turns, name, machine.clone(remat=policy), variables, tokens_BxTxNxD, whole)
             progress.step("timing")
             rows = [{"policy": name, **row} for name, row in turns.time().items()]
             measured.append({"shape": list(shape), "rows": rows})

@@ -1,8 +1,8 @@
 """The training step of the shipped configs: alone, in the loop with its data, against the ceiling, by operation."""
 
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,26 +11,18 @@ import jax
 
 from ttm_jax.cli import Progress
 from ttm_jax.measure.ceilings import PRODUCT, CeilingSizes, ceiling_functions, ceiling_sizes
-from ttm_jax.measure.profile import (
-    KINDS,
-    PHASES,
-    UNNAMED,
-    arithmetic_share,
-    product_share,
-    profile,
-)
+from ttm_jax.measure.profile import KINDS, PHASES, UNNAMED, arithmetic_share, product_share, profile
 from ttm_jax.measure.program import too_large
 from ttm_jax.measure.report import Table, median, percent, quartiles, ratio, scaled, times
-from ttm_jax.measure.timing import Function, affordable_calls, spread, timed_call
-from ttm_jax.measure.workload import training_arguments, training_flops, training_program, training_step
+from ttm_jax.measure.timing import Function, affordable_calls, spread, time_interleaved, timed_call
+from ttm_jax.measure.workload import training_arguments, training_flops, training_program
 from ttm_jax.multiplication.config import Config
 from ttm_jax.tasks import load_config, make_objective, make_task
-from ttm_jax.training.mesh import Placement, place
+from ttm_jax.training.mesh import place
 
 TITLE, FLAG = "Training step", "--training"
 QUICK = {"configs": ("quick",), "budget_s": 4.0}
 FORMS = {"alone": "a step alone", "in_loop": "a step in the loop", "undivided": "a step alone on one device"}
-COMPARED = (("in_loop", "alone"), ("alone", "undivided"))
 SHARES = (*KINDS, *PHASES, UNNAMED.part)
 WANTED = 0.6  # of the ceiling
 COSTLIEST = 10
@@ -56,10 +48,9 @@ def measure(
     ceiling = ceiling or ceiling_sizes(device)
     with jax.default_device(device), tempfile.TemporaryDirectory() as folder:
         progress.plan(3 * len(configs))
-        product = ceiling_functions(ceiling)[PRODUCT]
-        rows = []
+        product, rows = ceiling_functions(ceiling)[PRODUCT], []
         for name, config in configs.items():
-            row = _measure_row(name, config, device, product, progress, budget_s, (traces or Path(folder)) / name)
+            row = _row(name, config, device, product, progress, budget_s, (traces or Path(folder)) / name)
             if "skipped" not in row:
                 row["ceiling_flops_per_s"] = 2 * ceiling.product**3 / row["product"]["median_s"]
                 row["flops_fraction"] = row["flops"] / row["alone"]["median_s"] / row["ceiling_flops_per_s"]
@@ -67,7 +58,7 @@ def measure(
     return {"wanted": WANTED, "rows": rows}
 
 
-def _measure_row(
+def _row(
     name: str, config: Config, device: jax.Device, product: Function, progress: Progress, budget_s: float, trace: Path
 ) -> dict[str, Any]:
     progress.step(f"compiling: {name}")
@@ -88,60 +79,44 @@ def _measure_row(
     if reason := too_large(program, device):
         progress.step(f"left out: {name}")
         return {**row, "skipped": reason}
-    function = program.bind(state, batch)
-    calls = affordable_calls(function, budget_s)
-    steps = max(2, min(10, int(TURN_S / timed_call(function))))
-    timings = _take_turns(config, placement, product, steps, turns=max(5, calls // (2 * steps)))
+    step = program.bind(state, batch)
+    calls = affordable_calls(step, budget_s)
+    steps = max(2, min(10, int(TURN_S / timed_call(step))))
+    turns = max(5, calls // (2 * steps))
+    # The first product after other work is slower than those that follow: it is not counted.
+    functions = {
+        "alone": _repeated(step, steps),
+        "first product": product,
+        "product": _repeated(lambda: jax.block_until_ready(product()), PRODUCTS_A_TURN),
+    }
+    if placement.step_mesh is not None:
+        whole = place(B, num_devices=1)
+        arguments = training_arguments(config, B, whole)
+        functions["undivided"] = _repeated(training_program(whole, *arguments).bind(*arguments), steps)
+    with _steps_of_the_loop(config, steps) as functions["in_loop"]:
+        seconds = time_interleaved(functions, dict.fromkeys(functions, turns))
+    del seconds["first product"]
+    number = dict.fromkeys(FORMS, steps) | {"product": PRODUCTS_A_TURN}
+    timings = {form: spread([turn / number[form] for turn in found]) for form, found in seconds.items()}
     progress.step(f"profiling: {name}")
-    found = profile(function, program, trace, TRACED_CALLS)
+    found = profile(step, program, trace, TRACED_CALLS)
     return {**row, **timings, "steps_a_turn": steps, "flops": training_flops(config, B, T), "profile": found}
 
 
-def _take_turns(config: Config, placement: Placement, product: Function, steps: int, turns: int) -> dict[str, Any]:
-    """Time a step alone, one in the loop, making a batch, and the ceiling's product, in seconds."""
-    config = replace(
-        config,
-        curriculum=replace(config.curriculum, start_stage=config.curriculum.last_stage),
-        train=replace(config.train, eval_every_epochs=10**9, max_epochs=10**9),
-    )
+def _repeated(function: Function, number: int) -> Function:
+    """Return a function that makes so many calls, and gives what the last one gives."""
 
-    def alone(placement: Placement) -> Function:
-        step = training_step(placement)
-        state, batch = training_arguments(config, config.data.batch_size, placement)
+    def calls() -> Any:
+        for _ in range(number - 1):
+            function()
+        return function()
 
-        def take_steps() -> Any:
-            nonlocal state
-            metrics = {}
-            for _ in range(steps):
-                state, metrics = step(state, batch)
-            return metrics
-
-        return take_steps
-
-    def products() -> None:
-        for _ in range(PRODUCTS_A_TURN):
-            jax.block_until_ready(product())
-
-    # The first product after other work is slower than those that follow: it is not counted.
-    others = {"alone": alone(placement), "first product": product, "products": products}
-    if placement.step_mesh is not None:
-        others["undivided"] = alone(place(config.data.batch_size, num_devices=1))
-    in_loop, seconds = _time_turns(config, steps, turns, others)
-    task = make_task(config)
-    data = [timed_call(lambda n=n: placement.divide(task.batch(n).arrays)) for n in range(5 * turns)]
-    steps_alone = {name: seconds[name] for name in FORMS if name in seconds}
-    return {
-        **{name: spread([turn / steps for turn in found]) for name, found in steps_alone.items()},
-        "in_loop": spread([turn / steps for turn in in_loop]),
-        "product": spread([turn / PRODUCTS_A_TURN for turn in seconds["products"]]),
-        "data": spread(data[1:]),
-    }
+    return calls
 
 
-def _time_turns(
-    config: Config, steps: int, turns: int, others: Mapping[str, Function]
-) -> tuple[list[float], dict[str, list[float]]]:
-    """Time the loop and others in turns of so many steps: seconds of each turn, the first, which compiles, left out."""
+@contextmanager
+def _steps_of_the_loop(config: Config, steps: int) -> Generator[Function]:
+    """Start a training of the last stage; a call of the function takes so many more of its steps."""
     from ttm_jax.training.jax_engine import JaxEngine  # and orbax, which takes a second
     from ttm_jax.training.loop import Stepped, train
 
@@ -153,20 +128,23 @@ def _time_turns(
             self.newest = metrics["loss"]
             return state, metrics
 
+    config = replace(
+        config,
+        curriculum=replace(config.curriculum, start_stage=config.curriculum.last_stage),
+        train=replace(config.train, eval_every_epochs=10**9, max_epochs=10**9),
+    )
     engine = WatchedEngine(make_objective(config), config.optimizer, config.train.seed, config.data.batch_size)
-    in_loop: list[float] = []
-    seconds: dict[str, list[float]] = {name: [] for name in others}
     with tempfile.TemporaryDirectory() as folder:
-        stop = lambda: len(in_loop) == 1 + turns  # noqa: E731
-        begun = time.perf_counter()
-        for event in train(config, make_task(config), engine, Path(folder) / "run", stop=stop):
-            if isinstance(event, Stepped) and event.step % steps == 0:
-                jax.block_until_ready(engine.newest)  # the loop has only dispatched it
-                in_loop.append(time.perf_counter() - begun)
-                for name, function in others.items():
-                    seconds[name].append(timed_call(function))
-                begun = time.perf_counter()
-    return in_loop[1:], {name: found[1:] for name, found in seconds.items()}
+        events: Any = train(config, make_task(config), engine, Path(folder) / "run")
+        stepped = (event for event in events if isinstance(event, Stepped))
+
+        def take_steps() -> Any:
+            for _ in range(steps):
+                next(stepped)
+            return engine.newest  # the loop has only dispatched it
+
+        yield take_steps
+        events.close()
 
 
 def tables(section: dict[str, Any]) -> list[Table]:
@@ -179,14 +157,16 @@ def tables(section: dict[str, Any]) -> list[Table]:
         if "skipped" in row:
             steps[-1][1] = median(row)
             continue
-        forms = {form: label for form, label in FORMS.items() if form in row}
-        for form, label in {**forms, "data": "making the batch", "product": "the ceiling"}.items():
-            fraction = row["flops"] / row[form]["median_s"] / row["ceiling_flops_per_s"]
-            share = scaled(row["ceiling_flops_per_s"], "FLOP/s") if form == "product" else percent(fraction)
-            steps.append([label, median(row[form]), quartiles(row[form]), "-" if form == "data" else share])
-        seconds = {form: row[form]["median_s"] for form in forms}
-        compared = [times(ratio(seconds[a], seconds[b]) if b in seconds else None) for a, b in COMPARED]
-        reached.append([row["config"], percent(row["flops_fraction"]), *map(percent, limits(row)), *compared])
+        for form, label in FORMS.items():
+            if form in row:
+                fraction = row["flops"] / row[form]["median_s"] / row["ceiling_flops_per_s"]
+                steps.append([label, median(row[form]), quartiles(row[form]), percent(fraction)])
+        ceiling = scaled(row["ceiling_flops_per_s"], "FLOP/s")
+        steps.append(["the ceiling", median(row["product"]), quartiles(row["product"]), ceiling])
+        alone, in_loop = row["alone"]["median_s"], row["in_loop"]["median_s"]
+        divided = ratio(alone, row.get("undivided", {}).get("median_s"))
+        shown = [row["flops_fraction"], *limits(row)]
+        reached.append([row["config"], *map(percent, shown), times(in_loop / alone), times(divided)])
         shares[row["config"]] = _shares(row)
         costliest.append(_costliest(row))
     divided = [[name, *(percent(found[name]) for found in shares.values())] for name in SHARES]

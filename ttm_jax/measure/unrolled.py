@@ -5,23 +5,18 @@ that the scan recomputes each step in the backward pass, by each of the machine'
 training runs it on a processor: with the batch divided between the cores, where it is large enough.
 """
 
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from ttm_jax.cli import Progress
 from ttm_jax.machine.machine import DEFAULT_REMAT, REMAT_POLICIES, TokenTuringMachine, TokenTuringMachineStep
-from ttm_jax.measure.cost import machine_train_step
-from ttm_jax.measure.profile import arithmetic_share, product_share, profile
-from ttm_jax.measure.program import Program, Turns
-from ttm_jax.measure.report import Table, median, percent, planned, planned_memory, quartiles, ratio, scaled, times
-from ttm_jax.measure.workload import normal, random_variables
+from ttm_jax.measure.program import Turns
+from ttm_jax.measure.report import Table, median, planned, planned_memory, quartiles, ratio, scaled, times
+from ttm_jax.measure.workload import enter_train_step, normal, random_variables
 from ttm_jax.training.mesh import place
 
 TITLE, FLAG = "Scanned and unrolled", "--against-unrolled"
@@ -45,7 +40,6 @@ class Case:
 
 STEPS = (6, 32, 128)
 QUICK = {"cases": (Case(6, 16, 16),), "budget_s": 2.0}
-TRACED_CALLS = 3
 
 
 def cases_of(steps: Sequence[int]) -> tuple[Case, ...]:
@@ -57,19 +51,12 @@ CASES = cases_of(STEPS)
 
 
 class Unrolled:
-    """The machine's `apply` with a Python loop over the steps, as the original's encoder has it.
+    """The machine with a Python loop over its steps, as the original's encoder has it; nothing is recomputed."""
 
-    Args:
-        machine: whose steps they are. Its `remat` is not looked at: the original recomputes nothing.
-        remat: recompute each step in the backward pass, by the machine's default policy.
-    """
-
-    def __init__(self, machine: TokenTuringMachine, remat: bool = False):
+    def __init__(self, machine: TokenTuringMachine):
         fields = TokenTuringMachineStep.__dataclass_fields__.keys() - {"parent", "name"}
         self._memory_size = machine.memory_size
         self._step: Callable[..., Any] = TokenTuringMachineStep(**{f: getattr(machine, f) for f in fields}).apply
-        if remat:
-            self._step = jax.checkpoint(self._step, policy=REMAT_POLICIES[DEFAULT_REMAT])
 
     def apply(self, variables: Any, tokens_BxTxNxD: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return outputs [B, T, R, D] and the last memory [B, M, D], with the scanned machine's own variables."""
@@ -89,47 +76,30 @@ def measure(
     cases: Sequence[Case] = CASES,
     machine: TokenTuringMachine | None = None,
     width: int = 128,
+    scans: Mapping[str, str] = SCANS,
     budget_s: float = 15.0,
 ) -> dict[str, Any]:
-    """Measure compile time, train step (gradient and Adam) and temporary memory of each form, in turns, for each case.
-
-    Also measure the shares that the products of forward and backward pass, and all their arithmetic, have in the
-    operations of the scan.
-    """
+    """Measure compile time, train step (gradient and Adam) and temporary memory of each form, in turns."""
     machine = machine or TokenTuringMachine(compat="scenic")
-    progress.plan((len(SCANS) + 4) * len(cases))
+    forms = {name: machine.clone(remat=policy) for name, policy in scans.items()} | {UNROLLED: Unrolled(machine)}
+    progress.plan((len(forms) + 2) * len(cases))
+    rows = []
     with jax.default_device(device):
-        rows = [_row(case, machine, width, Turns(device, budget_s, most=100), progress) for case in cases]
+        for case in cases:
+            what = f"{case.steps} steps of {case.num_tokens} tokens"
+            progress.step(f"initialising: {what}")
+            turns = Turns(device, budget_s, most=100)
+            tokens_BxTxNxD = normal(case.batch_size, case.steps, case.num_tokens, width)
+            variables = random_variables(machine, tokens_BxTxNxD)
+            whole, divided = (place(case.batch_size, num_devices=number) for number in (1, None))
+            for name, form in forms.items():
+                progress.step(f"compiling: {name}, {what}")
+                placement = divided if name in DIVIDED else whole
+                if name not in DIVIDED or placement.step_mesh is not None:
+                    enter_train_step(turns, name, form, variables, tokens_BxTxNxD, placement)
+            progress.step(f"timing: {what}")
+            rows.append(vars(case) | turns.time())
     return {"width": width, "remat": DEFAULT_REMAT, "wanted": WANTED, "rows": rows}
-
-
-def _row(case: Case, machine: TokenTuringMachine, width: int, turns: Turns, progress: Progress) -> dict[str, Any]:
-    what = f"{case.steps} steps of {case.num_tokens} tokens"
-    progress.step(f"initialising: {what}")
-    optimizer = optax.adam(1e-3)
-    tokens_BxTxNxD = normal(case.batch_size, case.steps, case.num_tokens, width)
-    variables = random_variables(machine, tokens_BxTxNxD)
-    scans = {name: machine.clone(remat=policy) for name, policy in SCANS.items()}
-    whole, divided = (place(case.batch_size, num_devices=number) for number in (1, None))
-    programs: dict[str, Program] = {}
-    for name, form in {**scans, UNROLLED: Unrolled(machine)}.items():
-        progress.step(f"compiling: {name}, {what}")
-        if name in DIVIDED and divided.step_mesh is None:
-            continue
-        placement = divided if name in DIVIDED else whole
-        fresh = jax.tree.map(jnp.copy, (variables, jax.jit(optimizer.init)(variables)))
-        state, tokens = placement.replicate(fresh), placement.divide(tokens_BxTxNxD)
-        step = machine_train_step(form, optimizer, placement.step_mesh)
-        programs[name] = Program(step, state, tokens, carries=True, num_devices=len(placement.devices))
-        turns.enter(name, programs[name], state, tokens)
-    progress.step(f"timing: {what}")
-    row = vars(case) | turns.time()
-    progress.step(f"profiling: {what}")
-    if SCAN in turns.functions:
-        with tempfile.TemporaryDirectory() as folder:
-            traced = profile(turns.functions[SCAN], programs[SCAN], Path(folder), TRACED_CALLS)
-        row |= {"product_share": product_share(traced), "arithmetic_share": arithmetic_share(traced)}
-    return row
 
 
 def ratios(scan: dict[str, Any], unrolled: dict[str, Any]) -> dict[str, float | None]:
@@ -147,12 +117,8 @@ def scans_of(row: dict[str, Any]) -> list[str]:
 
 
 def tables(section: dict[str, Any]) -> list[Table]:
-    """Make a row a form, compare the unrolled one with each scan, and say how fast the first scan could be.
-
-    That is estimated from the shares of its operations: with nothing made again and nothing copied, and with the
-    products of forward and backward pass alone.
-    """
-    rows, compared, limits = [], [], []
+    """Make a row a form, and compare the unrolled one with each scan."""
+    rows, compared = [], []
     for row in section["rows"]:
         size = f"{row['steps']} x {row['num_tokens']:,}, {row['batch_size']}"
         for name in (*scans_of(row), UNROLLED):
@@ -162,17 +128,11 @@ def tables(section: dict[str, Any]) -> list[Table]:
         for name in scans_of(row):
             found = ratios(row[name], row[UNROLLED])
             compared.append([size, name, *(times(found[of]) for of in LABELS)])
-        if "arithmetic_share" in row:
-            shares = row["arithmetic_share"], row["product_share"]
-            step = ratios(row[SCAN], row[UNROLLED])["step"]
-            limits.append([size, *(cell for share in shares for cell in (percent(share), times(ratio(step, share))))])
     wanted, headings = section["wanted"], ["steps x tokens, batch", "form"]
     targets = ", ".join(times(wanted[of]) for of in LABELS)
     at = f"wanted at {wanted['steps']} x {wanted['num_tokens']} on two cores: {targets}"
     shown = [*headings, "compile", "train step", "quartiles", "temporary memory"]
-    reached = [headings[0], "nothing made again or copied", "train step", "products alone", "train step"]
     return [
         Table('the same arithmetic (compat="scenic"), scanned and unrolled', shown, rows),
         Table(f"unrolled / scan ({at})", [*headings, *LABELS.values()], compared),
-        *([Table("unrolled / scan, were the scan only a share of its operations", reached, limits)] if limits else []),
     ]

@@ -7,9 +7,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-from ttm_jax.measure.cost import measure_flops
-from ttm_jax.measure.program import Program
+from ttm_jax.measure.cost import machine_train_step, measure_flops
+from ttm_jax.measure.program import Program, Turns
 from ttm_jax.multiplication.config import Config
 from ttm_jax.multiplication.model import TTMModel
 from ttm_jax.multiplication.objective import create_state
@@ -37,6 +38,17 @@ def random_variables(module: Any, *inputs: Any) -> dict[str, Any]:
         return jnp.asarray(0.05 * generator.standard_normal(leaf.shape, np.float32), leaf.dtype)
 
     return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(module.init, jax.random.key(0), *inputs))
+
+
+def enter_train_step(
+    turns: Turns, name: str, machine: Any, variables: Any, tokens_BxTxNxD: jax.Array, placement: Placement
+) -> None:
+    """Let a step of Adam of a bare machine take part in turns, from a state of its own."""
+    optimizer = optax.adam(1e-3)
+    fresh = jax.tree.map(jnp.copy, (variables, optimizer.init(variables)))  # it is donated
+    arguments = placement.replicate(fresh), placement.divide(tokens_BxTxNxD)
+    step = machine_train_step(machine, optimizer, placement.step_mesh)
+    turns.enter(name, Program(step, *arguments, carries=True, num_devices=len(placement.devices)), *arguments)
 
 
 def training_batch(config: Config, batch_size: int) -> dict[str, np.ndarray]:
