@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from ttm_jax.cli import Parser, fail, positive_int
+from ttm_jax.hardware.allocator import keep_freed_memory
 from ttm_jax.statistics import ratio_interval
 from ttm_jax.text.corpus import Document, evenly, read_corpus, read_documents
 from ttm_jax.text.language_model import LanguageModel, load
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = make_parser()
     args = parser.parse_args(argv)
+    keep_freed_memory()
     try:
         model = load(args.checkpoint)
         if model.config.data.kind == "recall":

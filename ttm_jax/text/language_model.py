@@ -198,6 +198,7 @@ class LanguageModel:
     def _windows(self, documents: Sequence[bytes], history: int) -> Iterator[tuple[Arrays, np.ndarray]]:
         """Batches of segments, each with so many of those before it; the document of the last, -1 of the others."""
         T, windows = history + 1, []
+        batch_size = max(1, STREAMS * WINDOW // T)
         for i, document in enumerate(documents):
             whole = self._stream([document], -(-len(document) // self.config.model.segment)).batch(0)
             for s in range(whole["tokens"].shape[1]):
@@ -209,12 +210,12 @@ class LanguageModel:
                 }
                 part["start"], part["document"] = np.arange(T) == 0, np.where(np.arange(T) == own, i, -1)
                 windows.append(part)
-                if len(windows) == STREAMS:
+                if len(windows) == batch_size:
                     yield self._stacked(windows)
                     windows = []
         if windows:
             filling = {**windows[0], "document": np.full(T, -1)}
-            yield self._stacked(windows + [filling] * (STREAMS - len(windows)))
+            yield self._stacked(windows + [filling] * (batch_size - len(windows)))
 
     def _stacked(self, windows: Sequence[Arrays]) -> tuple[Arrays, np.ndarray]:
         arrays = {name: np.stack([window[name] for window in windows]) for name in windows[0]}

@@ -167,7 +167,7 @@ def test_bfloat16_keeps_memory_in_float32_and_is_the_same_in_pieces(make_tiny, t
     assert logits.dtype == state.memory.dtype == np.float32
     assert not np.array_equal(logits, logits.astype(jnp.bfloat16)), "not rounded"
     again, ended = apply(variables, tokens_1xTxN[:, T:], state)
-    whole, at_once = model.apply(variables, tokens_1xTxN)
+    whole, at_once = apply(variables, tokens_1xTxN, model.initial_state(1))
     assert jax.tree.map(jnp.shape, ended) == jax.tree.map(jnp.shape, at_once)
     np.testing.assert_allclose(np.float32(again), np.float32(whole[:, T:]), atol=0.1)
 
