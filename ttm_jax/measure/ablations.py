@@ -2,6 +2,7 @@
 
 import argparse
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ttm_jax.cli import Parser, clock, command, fail, positive_int
+from ttm_jax.cli import Parser, clock, fail, positive_int
 from ttm_jax.files import FileError, read_json, write_json
 from ttm_jax.measure.compare import summarize_run
 from ttm_jax.measure.report import markdown_table, mean_and_range
@@ -221,7 +222,6 @@ def _parser() -> Parser:
     return parser
 
 
-@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see `--help` for its exit status."""
     parser = _parser()
@@ -230,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(parser, f"--only {unknown[0]!r}: there is no such row; --help lists them")
     if args.length not in (lengths := trained_lengths(budget())):
         return fail(parser, f"--length {args.length}: the runs have {', '.join(lengths)}")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return _run(args)
     except (ConfigError, FileError) as error:

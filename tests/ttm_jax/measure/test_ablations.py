@@ -9,9 +9,9 @@ import pytest
 from ttm_jax.measure import ablations
 from ttm_jax.measure.ablations import CONFIG, REFERENCE, ROWS, main
 from ttm_jax.tasks import load_config
-from ttm_jax.train import make_parser
 from ttm_jax.training.command import resolve
 from ttm_jax.training.config import config_to_toml
+from ttm_jax.training.jax_command import make_parser
 
 NAMES = [REFERENCE, "no memory"]
 LENGTHS = ("1x1", "2x1", "2x2", "3x1", "3x2")
