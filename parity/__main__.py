@@ -2,20 +2,9 @@
 
 import sys
 
-from ttm_jax.cli import command
+from ttm_jax.cli import door
 
-
-@command
-def main() -> int:
-    """Run `parity.command.main`; Ctrl-C gets one line even while packages are imported, which takes seconds."""
-    try:
-        from parity.command import main as run
-
-        return run()
-    except KeyboardInterrupt:
-        print("python -m parity: error: stopped before all was compared", file=sys.stderr)
-        return 130
-
+main = door("parity.command")
 
 if __name__ == "__main__":
     sys.exit(main())

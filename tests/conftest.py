@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -352,20 +353,26 @@ def kill(environment) -> Callable[..., None]:
     return run
 
 
+@contextmanager
+def limited(kind: int, limit: int) -> Iterator[None]:
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (limit, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, before)
+
+
 @pytest.fixture
 def small_files() -> Callable[[int], Any]:
     """`with small_files(n)`: no file can be written beyond n bytes, as where the disk is full."""
+    return partial(limited, resource.RLIMIT_FSIZE)
 
-    @contextmanager
-    def limit(size: int) -> Iterator[None]:
-        before = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-        try:
-            yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
-    return limit
+@pytest.fixture
+def no_more_files() -> Callable[[], Any]:
+    """`with no_more_files()`: none can be opened."""
+    return partial(limited, resource.RLIMIT_NOFILE, 0)
 
 
 @pytest.fixture

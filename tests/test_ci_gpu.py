@@ -121,11 +121,11 @@ def test_the_parts_name_few_files_and_fit_the_time(gpu, tmp_path):
 
 def test_the_commands_take_their_arguments(gpu, tmp_path):
     """All but what runs them: a renamed flag is seen here, not on the GPU."""
-    from parity.speed.__main__ import _parser as speed_parser
+    from parity.speed.command import _parser as speed_parser
     from ttm_jax.measure.benchmark import make_parser as benchmark_parser
     from ttm_jax.multiplication.grid import make_evaluation_parser
-    from ttm_jax.train import make_parser as training_parser
     from ttm_jax.training.command import resolve
+    from ttm_jax.training.jax_command import make_parser as training_parser
 
     parsers = {
         "ttm_jax.benchmark": benchmark_parser(),

@@ -5,9 +5,9 @@ import pytest
 from ttm_jax.multiplication.multiplier import load
 from ttm_jax.multiplication.task import MARKS
 from ttm_jax.tasks import load_config, make_task
-from ttm_jax.train import start
 from ttm_jax.training.command import DEFAULT_CONFIG
 from ttm_jax.training.display import make_display
+from ttm_jax.training.jax_command import start
 from ttm_jax.training.run_folder import RunFolder
 
 

@@ -5,7 +5,9 @@ python -m ttm_jax.ablations
 
 import sys
 
-from ttm_jax.measure.ablations import main
+from ttm_jax.cli import door
+
+main = door("ttm_jax.measure.ablations")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,7 +5,9 @@ python -m ttm_jax.benchmark --quick
 
 import sys
 
-from ttm_jax.measure.benchmark import main
+from ttm_jax.cli import door
+
+main = door("ttm_jax.measure.benchmark")
 
 if __name__ == "__main__":
     sys.exit(main())

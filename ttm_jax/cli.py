@@ -4,15 +4,19 @@ import argparse
 import difflib
 import errno
 import functools
+import importlib
 import io
 import math
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn, ParamSpec, TextIO
 
 from ttm_jax import __version__
@@ -41,18 +45,39 @@ class Parser(argparse.ArgumentParser):
 
 Arguments = ParamSpec("Arguments")
 
+_STOPPED = "error: stopped by Ctrl-C"
 # What the machine is short of; an error of another kind is ours, and its traceback tells where.
 _SHORT = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EROFS, errno.EIO}
+
+
+@contextmanager
+def _ended_by_interrupt() -> Generator[None]:
+    """Let Ctrl-C end the process at once: imports and JAX's callbacks lose a KeyboardInterrupt, or break by it."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.write(2, f"{_STOPPED}\n".encode())
+        os._exit(130)
+
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def command(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
     """Make the main function of a command one that ends as Unix tools do, with at most one line where it can't go on.
 
     Output reaches a pipe line by line. A character that its encoding lacks is replaced. Where no one reads it any more
-    the command ends in silence.
+    the command ends in silence. What is to be done at Ctrl-C is an affair of `main`, which then sets a handler.
     """
 
     @functools.wraps(main)
+    @_ended_by_interrupt()
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> int:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace", line_buffering=True)
@@ -62,12 +87,14 @@ def command(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
             finally:
                 if sys.stdout is not None:
                     sys.stdout.flush()
-        except BrokenPipeError:
+        except (BrokenPipeError, SystemExit) as error:
+            if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):  # as Rich has it
+                raise
             # What is left in the buffer goes nowhere, or the interpreter's own flush would tell of it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141  # as the shell has it of a tool that SIGPIPE ended
         except KeyboardInterrupt:
-            print("error: stopped by Ctrl-C", file=sys.stderr)
+            print(_STOPPED, file=sys.stderr)
             return 130
         except OSError as error:
             if error.errno not in _SHORT:
@@ -81,6 +108,16 @@ def command(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
             return 1
 
     return run
+
+
+def door(module: str) -> Callable[..., int]:
+    """Make a command of the main function of a module, which is imported when the command has begun."""
+
+    @command
+    def main(argv: Sequence[str] | None = None) -> int:
+        return importlib.import_module(module).main(argv)
+
+    return main
 
 
 def _missing_platforms() -> str | None:

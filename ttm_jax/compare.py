@@ -5,7 +5,9 @@ python -m ttm_jax.compare runs/* --out results/quick_variants.json
 
 import sys
 
-from ttm_jax.measure.compare import main
+from ttm_jax.cli import door
+
+main = door("ttm_jax.measure.compare")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,11 +6,12 @@ python -m ttm_jax.evaluate runs/default
 import sys
 
 from ttm_jax.cli import command
-from ttm_jax.tasks import evaluate
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
+    from ttm_jax.tasks import evaluate
+
     return evaluate("ttm_jax", sys.argv[1:] if argv is None else argv)
 
 

@@ -6,7 +6,9 @@ python -m ttm_jax.pages --check   # exits 1 where one is not what results/ say
 
 import sys
 
-from ttm_jax.measure.pages import main
+from ttm_jax.cli import door
+
+main = door("ttm_jax.measure.pages")
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,24 +6,6 @@ original's parameter names, `in/...` and `out/...`. The gradients are those of s
 has the cotangents.
 """
 
-from parity.scenic.check import GRADIENT_BOUND, OUTPUT_BOUND, CaseCheck, check_case, compare, run
-from parity.scenic.files import Case, CaseError, load_case, shipped_cases
-from parity.scenic.names import from_scenic, to_scenic
-from parity.scenic.original import MODES, build_machine
+import lazy_loader
 
-__all__ = [
-    "GRADIENT_BOUND",
-    "MODES",
-    "OUTPUT_BOUND",
-    "Case",
-    "CaseCheck",
-    "CaseError",
-    "build_machine",
-    "check_case",
-    "compare",
-    "from_scenic",
-    "load_case",
-    "run",
-    "shipped_cases",
-    "to_scenic",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

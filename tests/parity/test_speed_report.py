@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from parity.speed import __main__ as command
+from parity.speed import command
 from parity.speed.cases import EAGER, JAX, all_cases
 from parity.speed.report import README_ROWS, markdown, readme_table
 from ttm_jax.measure.report import put_block

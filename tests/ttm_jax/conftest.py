@@ -16,10 +16,10 @@ from ttm_jax.multiplication.model import TTMModel
 from ttm_jax.multiplication.multiplier import Multiplier
 from ttm_jax.multiplication.objective import create_state, make_objective
 from ttm_jax.multiplication.problems import encode_problems
-from ttm_jax.train import start
 from ttm_jax.training.checkpoint import load_meta, load_params, load_state, save_params
 from ttm_jax.training.checkpoint_files import BEST, LATEST, find_checkpoint
 from ttm_jax.training.config import config_to_dict, override
+from ttm_jax.training.jax_command import start
 
 
 @pytest.fixture(scope="session")

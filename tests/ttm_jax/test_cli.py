@@ -9,10 +9,14 @@ from pathlib import Path
 
 import jax
 import pytest
+from rich.console import Console
 
 import ttm_jax
+from ttm_jax import diagnose
 from ttm_jax.cli import Parser, command, this_python
-from ttm_jax.multiplication import diagnose
+from ttm_jax.multiplication import diagnose as diagnosis
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -71,13 +75,14 @@ class TestCommand:
         self.run(lambda: (print("first"), seen.append(file.getvalue())))
         assert seen == [b"first\n"]
 
-    @pytest.mark.parametrize("lines", [1, 100_000])
-    def test_it_ends_in_silence_where_no_one_reads(self, lines, monkeypatch, capsys):
+    @pytest.mark.parametrize("write", [print, lambda text: Console().print(text)])
+    @pytest.mark.parametrize("lines", [1, 10_000])
+    def test_it_ends_in_silence_where_no_one_reads(self, lines, write, monkeypatch, capsys):
         reading, writing = os.pipe()
         os.close(reading)
         with os.fdopen(writing, "w") as pipe:
             monkeypatch.setattr(sys, "stdout", pipe)
-            assert self.run(lambda: print("line\n" * lines)) == 141
+            assert self.run(lambda: write("line\n" * lines)) == 141
             pipe.flush()
         assert capsys.readouterr().err == ""
 
@@ -92,7 +97,7 @@ class TestCommand:
         def interrupted(path):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(diagnose, "load_machine", interrupted)
+        monkeypatch.setattr(diagnosis, "load_machine", interrupted)
         assert diagnose.main(["checkpoint"]) == 130
         assert capsys.readouterr().err.count("\n") == 1
 
@@ -126,6 +131,30 @@ class TestCommand:
         err = capsys.readouterr().err
         assert f"JAX_PLATFORMS={jax.config.jax_platforms}" in err
         assert err.count("\n") == 1
+
+
+def test_ctrl_c_during_an_import_that_loses_it_is_one_line(tmp_path):
+    """As of the packages in C, some of which turn it into an error of their own."""
+    (tmp_path / "losing.py").write_text(
+        "import contextlib, signal\n"
+        "with contextlib.suppress(BaseException):\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "def main(argv): return 0\n"
+    )
+    code = f"import sys; sys.path.append({str(tmp_path)!r}); from ttm_jax.cli import door; sys.exit(door('losing')())"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (130, "")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_commands_import_what_takes_long_when_they_have_begun():
+    files = [file for package in ("ttm_jax", "ttm_torch", "parity") for file in (ROOT / package).rglob("*.py")]
+    doors = [file for file in files if "sys.exit(main())" in file.read_text(encoding="utf-8")]
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts) for file in doors]
+    assert {"ttm_jax.train", "ttm_torch.evaluate", "parity.scenic.__main__"} < set(names)
+    code = f"import sys, {', '.join(names)}; print(*sorted({{'numpy', 'jax', 'torch', 'rich'}} & {{*sys.modules}}))"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, "\n"), ended.stderr
 
 
 def test_version(capsys):

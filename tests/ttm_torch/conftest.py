@@ -12,8 +12,8 @@ import torch
 from ttm_jax.multiplication.config import Config
 from ttm_jax.training.checkpoint_files import BEST, LATEST, find_checkpoint
 from ttm_torch.multiplication.objective import create_model, create_state
-from ttm_torch.train import start
 from ttm_torch.training.checkpoint import load_meta, load_model, load_state
+from ttm_torch.training.command import start
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,8 @@ Where a place of the answer may take several machine steps, T counts the places 
 """
 
 import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -21,6 +23,13 @@ Dtype = Any
 LAYER_NORM_EPS = 1e-6
 
 _xavier = nn.initializers.xavier_uniform()
+
+
+@contextmanager
+def standard_promotion() -> Generator[None]:
+    """Promote dtypes by JAX's standard rules, though the user may want strict ones: memory may be wider than tokens."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 def apply(module: nn.Module, params: Any, *inputs: Any, method: str | None = None) -> Any:

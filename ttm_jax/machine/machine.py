@@ -5,7 +5,9 @@ memory_BxMxD ────────^──────────^───�
 """
 
 import math
+from functools import reduce
 from numbers import Integral
+from operator import getitem
 from typing import Any
 
 import jax
@@ -14,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from ttm_jax.machine.layers import Dtype, at_least_float32, broadcast_batch, keep_valid
+from ttm_jax.machine.layers import Dtype, at_least_float32, broadcast_batch, keep_valid, standard_promotion
 from ttm_jax.machine.memory import READS, WRITES, Read, concat_memory_input, make_write
 from ttm_jax.machine.processing import PROCESSING_UNITS, make_processor
 from ttm_jax.machine.summarize import MLPSummarizer
@@ -87,6 +89,17 @@ class _Options(nn.Module):
             name="process",
         )
 
+    def _begin(
+        self, tokens_BxNxD: jax.Array, train: Any, valid_B: jax.Array | None, valid_BxN: jax.Array | None
+    ) -> jax.Array:
+        """Check the inputs of a step; return the tokens, of steps that are not valid zeros."""
+        B, N, D = tokens_BxNxD.shape
+        _check_train(train)
+        _check_mask("valid_B", valid_B, (B,))
+        _check_mask("valid_BxN", valid_BxN, (B, N))
+        _check_tokens(self, self.variables.get("params", {}), N, D)
+        return keep_valid(tokens_BxNxD, valid_B)
+
     def _end(
         self, memory_BxMxD: jax.Array, written_BxMxD: jax.Array, output_BxRxD: jax.Array, valid_B: jax.Array | None
     ) -> tuple[jax.Array, jax.Array]:
@@ -125,6 +138,7 @@ class TokenTuringMachineStep(_UnitOptions):
     """
 
     @nn.compact
+    @standard_promotion()
     def __call__(
         self,
         memory_BxMxD: jax.Array,
@@ -133,8 +147,7 @@ class TokenTuringMachineStep(_UnitOptions):
         valid_B: jax.Array | None = None,
         valid_BxN: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        _check_step(self, tokens_BxNxD, valid_B, valid_BxN)
-        tokens_BxNxD = keep_valid(tokens_BxNxD, valid_B)
+        tokens_BxNxD = self._begin(tokens_BxNxD, train, valid_B, valid_BxN)
         shared = dict(
             num_heads=_SCENIC_QUERY_HEADS if self.compat == "scenic" else self.num_heads,
             positions=self.positions,
@@ -160,6 +173,7 @@ class SimpleTokenTuringMachineStep(_Options):
     """
 
     @nn.compact
+    @standard_promotion()
     def __call__(
         self,
         memory_BxMxD: jax.Array,
@@ -168,8 +182,7 @@ class SimpleTokenTuringMachineStep(_Options):
         valid_B: jax.Array | None = None,
         valid_BxN: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        _check_step(self, tokens_BxNxD, valid_B, valid_BxN)
-        tokens_BxNxD = keep_valid(tokens_BxNxD, valid_B)
+        tokens_BxNxD = self._begin(tokens_BxNxD, train, valid_B, valid_BxN)
         summarizer = MLPSummarizer(
             self.process_size, self.dropout_rate, self.dtype, self.param_dtype, name="summarizer"
         )
@@ -194,6 +207,7 @@ class _Machine(nn.Module):
         super().__post_init__()
 
     @nn.compact
+    @standard_promotion()
     def __call__(
         self,
         tokens_BxTxNxD: jax.Array,
@@ -226,6 +240,7 @@ class _Machine(nn.Module):
             raise ValueError(f"tokens must be an array [B, T, N, D], got {type(tokens_BxTxNxD).__name__}")
         if tokens_BxTxNxD.ndim != 4:
             raise ValueError(f"tokens must be [B, T, N, D], got shape {tokens_BxTxNxD.shape}")
+        _check_train(train)
         B, T, N, D = tokens_BxTxNxD.shape
         if any(size < 1 for size in tokens_BxTxNxD.shape):
             raise ValueError(f"tokens must have no empty axis, got shape {tokens_BxTxNxD.shape}")
@@ -275,16 +290,21 @@ class _Machine(nn.Module):
         return outputs_BxTxRxD, memory, *memories
 
     @nn.nowrap
+    @standard_promotion()
     def initial_memory(self, variables: Any, batch: int) -> jax.Array:
         """Return the initial memory [B, M, D] of `batch` rows, from which a call without `memory` starts.
 
         `variables` are the machine's own. Where it is a part of a model, those are {"params": its part of the tree}.
+
+        Raises:
+            ValueError: if they are not.
         """
-        params = variables["params"]
-        if self._learns_memory():
-            initial_1xMxD = at_least_float32(params["initial_memory"])
-        else:
-            initial_1xMxD = self._zero_memory(params["step"]["process"]["norm"]["scale"].shape[0])
+        path = ("params", "initial_memory") if self._learns_memory() else ("params", "step", "process", "norm", "scale")
+        try:
+            leaf = reduce(getitem, path, variables)
+        except (KeyError, TypeError):
+            raise ValueError(f"variables must be the machine's own, with {'/'.join(path)} in them") from None
+        initial_1xMxD = at_least_float32(leaf) if self._learns_memory() else self._zero_memory(leaf.shape[0])
         return jnp.broadcast_to(initial_1xMxD, (batch, *initial_1xMxD.shape[1:]))
 
     def _initial_memory(self, width: int) -> jax.Array:
@@ -351,19 +371,6 @@ def _compute_dtype(module: Any, x: jax.Array) -> Any:
     return x.dtype if module.dtype is None else module.dtype
 
 
-def _check_step(
-    step: TokenTuringMachineStep | SimpleTokenTuringMachineStep,
-    tokens_BxNxD: jax.Array,
-    valid_B: jax.Array | None,
-    valid_BxN: jax.Array | None,
-) -> None:
-    """Check the inputs of a step."""
-    B, N, D = tokens_BxNxD.shape
-    _check_mask("valid_B", valid_B, (B,))
-    _check_mask("valid_BxN", valid_BxN, (B, N))
-    _check_tokens(step, step.variables.get("params", {}), N, D)
-
-
 def _check_tokens(options: Any, step_params: Any, N: int, D: int) -> None:
     """Check the number and width of tokens by the parameters that depend on them, where there are parameters yet."""
     params: dict[tuple[str, ...], Any] = flatten_dict(step_params)
@@ -376,6 +383,12 @@ def _check_tokens(options: Any, step_params: Any, N: int, D: int) -> None:
         fits["N"] = kernel_NxF.shape[0] - options.process_size
     if fits != {"N": N, "D": D}:
         raise ValueError(f"tokens must have {fits} as the parameters have, got {dict(N=N, D=D)}")
+
+
+def _check_train(train: Any) -> None:
+    if not isinstance(train, bool | np.bool_):
+        told = f"{train.dtype}{list(train.shape)}" if hasattr(train, "shape") else repr(train)
+        raise ValueError(f"train must be True or False, got {told}; masks are passed by their names")
 
 
 def _check_mask(name: str, value: Any, shape: tuple[int, ...]) -> None:

@@ -3,6 +3,7 @@
 import argparse
 import os
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ttm_jax.cli import Parser, clock, command, fail, positive_int
+from ttm_jax.cli import Parser, clock, fail, positive_int
 from ttm_jax.files import FileError, read_json, write_json
 from ttm_jax.measure.report import markdown_table
 from ttm_jax.measure.studies import REFERENCE, STUDIES, Multiplication, Runs, Study, trained_lengths
@@ -194,7 +195,6 @@ def _parser() -> Parser:
     return parser
 
 
-@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; see `--help` for its exit status."""
     parser = _parser()
@@ -209,6 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.length not in (lengths := trained_lengths(load_config(study.config))):
             return fail(parser, f"--length {args.length}: the runs have {', '.join(lengths)}")
         study = Multiplication(args.length)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return _run(study, args)
     except (ConfigError, FileError, CheckpointError) as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ttm_jax.cli import Parser, command, fail, positive_int, show_progress
+from ttm_jax.cli import Parser, fail, positive_int, show_progress
 from ttm_jax.files import FileError
 from ttm_jax.hardware.allocator import keep_freed_memory
 from ttm_jax.hardware.detect import devices_present
@@ -56,7 +56,6 @@ def make_parser() -> Parser:
     return parser
 
 
-@command
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ttm_jax.cli import Parser, clock, command, fail
+from ttm_jax.cli import Parser, clock, fail
 from ttm_jax.measure.report import markdown_table
 from ttm_jax.multiplication.task import MARKS
 from ttm_jax.tasks import load_config
@@ -59,7 +59,6 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return markdown_table(headings, table)
 
 
-@command
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(
         prog="python -m ttm_jax.compare",

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ttm_jax.cli import Parser, command, fail
+from ttm_jax.cli import Parser, fail
 from ttm_jax.files import FileError, read_json
 from ttm_jax.measure import compare, studies, training, unrolled
 from ttm_jax.measure.report import (
@@ -369,7 +369,6 @@ def _name(length: str) -> str:
     return length.replace("x", " x ")
 
 
-@command
 def main(argv: list[str] | None = None) -> int:
     parser = Parser(
         prog="python -m ttm_jax.pages",

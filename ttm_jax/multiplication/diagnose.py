@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ttm_jax.cli import Parser, command, fail, positive_int
+from ttm_jax.cli import Parser, fail, positive_int
 from ttm_jax.multiplication.inside import load_machine, look_inside
 from ttm_jax.multiplication.metrics import exact_match
 from ttm_jax.multiplication.model import TTMModel
@@ -200,7 +200,6 @@ def make_parser() -> Parser:
     return parser
 
 
-@command
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     args = parser.parse_args(argv)

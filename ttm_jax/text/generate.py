@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ttm_jax.cli import Parser, command, fail, positive_int
+from ttm_jax.cli import Parser, fail, positive_int
 from ttm_jax.files import PACKAGE, FileError, shipped
 from ttm_jax.tasks import load
 from ttm_jax.text.language_model import LanguageModel
@@ -40,7 +40,6 @@ def make_parser() -> Parser:
     return parser
 
 
-@command
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code."""
     parser = make_parser()

@@ -16,14 +16,13 @@ import orbax.checkpoint as ocp
 
 from ttm_jax.tasks import config_of_checkpoint
 from ttm_jax.training.checkpoint_files import (
-    CHECKSUMS,
     JAX_FORMAT,
     CheckpointError,
     KeptCheckpoints,
     check_arrays,
-    damaged,
     plain_path,
     read_meta,
+    unreadable,
     verify,
     write_checkpoint,
 )
@@ -124,11 +123,10 @@ def _write(params: Any, meta: dict[str, Any], training: dict[str, Any] | None, p
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             checkpointer.save(path, args=composite)
-    except ValueError as error:  # tensorstore's, a page long, with the number of the system's error in it
-        found = re.search(r"os_error_code='(\d+)'", str(error))
-        if found is None:
+    except ValueError as error:
+        if (found := _of_system(error)) is error:
             raise
-        raise OSError(number := int(found[1]), os.strerror(number)) from error
+        raise found from error
     for name, tree in trees.items():
         _check_shapes(path, name, _stored(path, name), tree)
 
@@ -170,7 +168,7 @@ def _stored(path: Path, item: str) -> Any:
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:  # orbax and tensorstore raise many kinds for a damaged folder
-        raise _unreadable(path, item, error) from error
+        raise unreadable(path, item, _of_system(error)) from error
 
 
 def _restore(path: Path, item: str, wanted: Any, stored: Any = None) -> Any:
@@ -182,15 +180,13 @@ def _restore(path: Path, item: str, wanted: Any, stored: Any = None) -> Any:
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
-        raise _unreadable(path, item, error) from error
+        raise unreadable(path, item, _of_system(error)) from error
 
 
-def _unreadable(path: Path, item: str, error: Exception) -> CheckpointError:
-    """Say that an item is damaged; where its checksums are right it is not, and the reason is told."""
-    if not (path / CHECKSUMS).is_file():
-        return damaged(path, f"{item}/ is damaged")
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return CheckpointError(f"checkpoint {path}: {item}/ cannot be restored, though its files are whole: {reason}")
+def _of_system(error: Exception) -> Exception:
+    """Give the system's error in place of tensorstore's, a page long, which has its number."""
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    return error if found is None else OSError(number := int(found[1]), os.strerror(number))
 
 
 def _check_shapes(path: Path, item: str, stored: Any, wanted: Any) -> None:

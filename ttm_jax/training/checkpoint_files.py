@@ -12,7 +12,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,6 +25,7 @@ _PACKAGES = {name: package for package, name in FORMATS.items()}
 LATEST, BEST = "checkpoints", "best"
 KEPT = {LATEST: 2, BEST: 1}
 CHECKSUMS = "checksums.json"
+_MISSING = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _UNFINISHED = (".tmp", ".orbax-checkpoint-tmp")
 _PLAIN = re.compile(r"[\w/.,=+@ -]*", re.ASCII)
 
@@ -48,17 +49,17 @@ def find_checkpoint(name: str | Path, kinds: tuple[str, ...] = (BEST, LATEST)) -
     path = user_path(name).absolute()
     try:
         names = [entry.name for entry in path.iterdir()]
+        if {"params", "meta"} <= set(names):
+            return path
+        for folder in (*(path / kind for kind in kinds if kind in names), path):
+            if steps := saved_steps(folder.parent, folder.name):
+                return folder / str(steps[-1])
     except FileNotFoundError:
         return _shipped(Path(name), path, kinds)
     except NotADirectoryError:
-        names = []  # said below
+        pass  # said below
     except OSError as error:
-        raise CheckpointError(f"checkpoint {path}: cannot be read: {error.strerror}") from None
-    if {"params", "meta"} <= set(names):
-        return path
-    for folder in (*(path / kind for kind in kinds if kind in names), path):
-        if names and (steps := saved_steps(folder.parent, folder.name)):
-            return folder / str(steps[-1])
+        raise CheckpointError(f"checkpoint {error.filename}: cannot be read: {error.strerror}") from None
     raise CheckpointError(
         f"checkpoint {path}: neither a checkpoint (a folder with params/ and meta/) nor a run folder with one"
     )
@@ -122,8 +123,8 @@ def _read_meta(path: Path) -> dict[str, Any]:
     verify(path, "meta")
     try:
         meta = json.loads((path / "meta" / "metadata").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise damaged(path, "meta/ is missing or damaged") from None
+    except (OSError, ValueError) as error:
+        raise unreadable(path, "meta", error) from None
     found = meta.get("format") if isinstance(meta, dict) else None
     if found not in _PACKAGES:
         raise CheckpointError(
@@ -243,38 +244,60 @@ def _write_checksums(path: Path) -> None:
 
 def verify(path: Path, item: str) -> None:
     """Raises CheckpointError where a file of an item is not what was saved; without checksums nothing is known."""
-    if (found := _damage(path, f"{item}/")) is not None:
-        raise damaged(path, found)
+    try:
+        found = _damage(path, f"{item}/")
+    except OSError as error:
+        raise unreadable(path, item, error) from None
+    if found is not None:
+        raise _damaged(path, found)
 
 
-def damaged(path: Path, what: str) -> CheckpointError:
+def unreadable(path: Path, item: str, error: Exception) -> CheckpointError:
+    """Make the error of an item that raised another when it was read.
+
+    It is damaged if the reason is neither the system's, as where a file may not be read, nor are its checksums right.
+    """
+    if isinstance(error, OSError) and error.errno and not isinstance(error, _MISSING):
+        reason = f"cannot be read: {error.filename or item}: {error.strerror}"
+    elif not (path / CHECKSUMS).is_file():
+        return _damaged(path, f"{item}/ is missing or damaged")
+    else:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = f"{item}/ cannot be restored, though its files are whole: {first}"
+    return CheckpointError(f"checkpoint {path}: {reason}")
+
+
+def _damaged(path: Path, what: str) -> CheckpointError:
     """Make the error of a damaged checkpoint; of a run folder's, it says which one is whole and how to use that."""
     run, kind = path.parent.parent, path.parent.name
     kinds = (kind, LATEST) if kind in KEPT else ()
-    others = [run / kind / str(step) for kind in dict.fromkeys(kinds) for step in reversed(saved_steps(run, kind))]
-    for other in others:
-        if other != path and (other / CHECKSUMS).is_file() and _damage(other, "") is None:
-            what += f"; {other} is whole, and is taken once {path} is deleted"
-            break
+    with suppress(OSError):  # nothing is said of what cannot be read
+        others = [run / kind / str(step) for kind in dict.fromkeys(kinds) for step in reversed(saved_steps(run, kind))]
+        for other in others:
+            if other != path and (other / CHECKSUMS).is_file() and _damage(other, "") is None:
+                what += f"; {other} is whole, and is taken once {path} is deleted"
+                break
     return CheckpointError(f"checkpoint {path}: {what}")
 
 
 def _damage(path: Path, prefix: str) -> str | None:
-    """What is wrong with the first damaged file of those whose names begin so; None where all are whole."""
+    """What is wrong with the first damaged file of those whose names begin so; None where all are whole.
+
+    Raises:
+        OSError: where one cannot be read for another reason than that it is missing.
+    """
     try:
         checksums = json.loads((path / CHECKSUMS).read_text(encoding="utf-8"))
         names = [name for name in dict(checksums) if name.startswith(prefix)]
     except FileNotFoundError:
         return None  # of a checkpoint of version 0.1, killed between the two
-    except (OSError, ValueError, TypeError):
+    except (ValueError, TypeError):
         return f"{CHECKSUMS} is damaged"
     for name in names:
-        if not (path / name).is_file():
-            return f"{name} is missing"
         try:
             found = _checksum(path / name)
-        except OSError as error:
-            return f"{name} cannot be read: {error.strerror}"
+        except _MISSING:
+            return f"{name} is missing"
         if found != checksums[name]:
             return f"{name} is damaged: its checksum differs"
     return None

@@ -21,9 +21,9 @@ from ttm_jax.training.checkpoint_files import (
     CheckpointError,
     KeptCheckpoints,
     check_arrays,
-    damaged,
     plain_path,
     read_meta,
+    unreadable,
     verify,
     write_checkpoint,
 )
@@ -83,12 +83,18 @@ def load_state(path: Path, state: TrainState) -> TrainState:
     _load_weights(path, state.model)
     verify(path, "training")
     try:
-        training = torch.load(path / _TRAINING, map_location=device, weights_only=True)
+        content = io.BytesIO((path / _TRAINING).read_bytes())  # of half a file torch.load raises errors of the system
+        training = torch.load(content, map_location=device, weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # torch.load raises many kinds for a damaged file
+        raise unreadable(path, "training", error) from error
+    try:
         state.optimizer.load_state_dict(training["optimizer"])
         state.scheduler.load_state_dict(training["scheduler"])
         state.carry = training.get("carry", ())  # which checkpoints until version 0.1 don't have
-    except Exception as error:  # torch.load raises many kinds for a damaged file
-        raise damaged(path, "training/ is damaged, or of another optimiser") from error
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {path}: training/ is of another optimiser: {error}") from error
     return state
 
 
@@ -117,8 +123,8 @@ def _load_weights(path: Path, model: nn.Module) -> None:
     try:
         with plain_path(path) as plain:
             weights = load_file(plain / _WEIGHTS)
-    except (OSError, SafetensorError):
-        raise damaged(path, "params/ is damaged") from None
+    except (OSError, SafetensorError) as error:
+        raise unreadable(path, "params", error) from None
     check_arrays(path, "params", _shapes(weights), _shapes(model.state_dict()))
     model.load_state_dict(weights)
 

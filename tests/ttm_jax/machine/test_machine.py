@@ -443,6 +443,47 @@ def test_tokens_of_another_number_or_width_than_the_parameters_are_named(machine
                 jax.eval_shape(call, params)
 
 
+@pytest.mark.parametrize("case", ["mlp-mlp-transformer", "simple-transformer"])
+def test_a_mask_in_the_place_of_train_is_named(case, tokens):
+    mask = np.ones((B, T), bool)
+    with pytest.raises(ValueError, match=r"train must be True or False, got bool\[3, 6\]"):
+        CASES[case].init(jax.random.key(0), tokens, None, mask)
+    step = (SimpleTokenTuringMachineStep if case.startswith("simple") else TokenTuringMachineStep)(**SIZES)
+    with pytest.raises(ValueError, match=r"train must be True or False, got bool\[3\]"):
+        step.init(jax.random.key(0), jnp.zeros((B, M, D)), tokens[:, 0], mask[:, 0])
+
+
+@pytest.mark.parametrize("variables", [{}, {"params": {}}, {"params": {"machine": {"initial_memory": 0}}}, None])
+@pytest.mark.parametrize("learned", [True, False])
+def test_the_initial_memory_of_other_variables_is_refused(variables, learned):
+    with pytest.raises(ValueError, match=f"params/{'initial_memory' if learned else 'step'}"):
+        TokenTuringMachine(learned_memory=learned, **SIZES).initial_memory(variables, 3)
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [
+        ("mlp-erase_add-mixer", None),
+        ("query-query-mixer", jnp.bfloat16),
+        ("pooling-pooling-mlp", jnp.bfloat16),
+        ("simple-transformer", None),
+    ],
+)
+def test_strict_promotion_of_the_user_changes_nothing(case, dtype, tokens):
+    """Where tokens or computation are narrower than memory."""
+    machine = CASES[case].clone(dtype=dtype, gate="fixed")
+    masks = dict(valid_BxT=np.ones((B, T), bool), valid_BxTxN=np.ones((B, T, N), bool), reset_BxT=np.ones((B, T), bool))
+
+    def loss(variables, tokens):
+        outputs, memory = machine.apply(variables, tokens, **masks)
+        return outputs.astype(jnp.float32).sum() + memory.sum() + machine.initial_memory(variables, B).sum()
+
+    tokens = tokens if dtype else tokens.astype(jnp.bfloat16)
+    variables = {"params": jax.eval_shape(machine.init, jax.random.key(0), tokens)["params"]}
+    with jax.numpy_dtype_promotion("strict"):
+        assert jax.eval_shape(jax.grad(loss), variables, tokens) == variables
+
+
 def test_sizes_may_be_integers_of_numpy(tokens):
     machine = TokenTuringMachine(**{name: np.int64(size) for name, size in SIZES.items()})
     assert machine == TokenTuringMachine(**SIZES)

@@ -10,9 +10,9 @@ from ttm_jax.measure import ablations
 from ttm_jax.measure.ablations import main
 from ttm_jax.measure.studies import REFERENCE, STUDIES
 from ttm_jax.tasks import load_config
-from ttm_jax.train import make_parser
 from ttm_jax.training.command import resolve
 from ttm_jax.training.config import config_to_toml
+from ttm_jax.training.jax_command import make_parser
 
 NAMES = [REFERENCE, "no memory"]
 CONFIG = "ablation"

@@ -1,5 +1,6 @@
 """Checkpoints: to the bit, complete or absent, and one clear error for everything else."""
 
+import errno
 import json
 import os
 import shutil
@@ -243,7 +244,7 @@ def test_a_save_killed_before_its_checksums_is_complete(checkpoint, tiny_config)
     (checkpoint / "checksums.json").unlink()
     assert load_state(checkpoint, create_state(load_meta(checkpoint)[0])).step == 40
     (checkpoint / "params" / "_METADATA").write_text("{")
-    with pytest.raises(CheckpointError, match="params/ is damaged$"):
+    with pytest.raises(CheckpointError, match="params/ is missing or damaged$"):
         load_params(checkpoint, make_objective(tiny_config))
 
 
@@ -277,6 +278,15 @@ def test_a_whole_checkpoint_is_not_called_damaged(error, raised, checkpoint, tin
         load_params(checkpoint, make_objective(tiny_config))
     assert "damaged" not in str(found.value)
     assert "deleted" not in str(found.value)
+
+
+def test_what_the_system_does_not_let_be_read_is_not_called_damaged(checkpoint, tiny_config, no_more_files):
+    for load in (load_meta, find_checkpoint, lambda path: load_params(path, make_objective(tiny_config))):
+        with no_more_files(), pytest.raises(CheckpointError) as found:
+            load(checkpoint)
+        assert os.strerror(errno.EMFILE) in str(found.value)
+        assert "damaged" not in str(found.value)
+        assert "deleted" not in str(found.value)
 
 
 @pytest.mark.parametrize("text", ["", "{", "null", "[]", "7", '{"config": {}}', "\ud800"])

@@ -13,10 +13,11 @@ import ttm_jax
 from ttm_jax.measure.cost import machine_train_step
 from ttm_jax.multiplication.objective import create_state, loss_fn
 from ttm_jax.tasks import make_task
-from ttm_jax.train import main, start
+from ttm_jax.train import main
 from ttm_jax.training.checkpoint import load_state
 from ttm_jax.training.checkpoint_files import BEST, LATEST, find_checkpoint
 from ttm_jax.training.config import ConfigError, config_to_toml, override
+from ttm_jax.training.jax_command import start
 from ttm_jax.training.loop import Ended
 from ttm_jax.training.mesh import place
 from ttm_jax.training.step import train_step

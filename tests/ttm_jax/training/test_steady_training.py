@@ -7,8 +7,8 @@ import pytest
 from ttm_jax.multiplication.objective import create_state
 from ttm_jax.multiplication.problems import MultiplicationDataset
 from ttm_jax.tasks import make_task
-from ttm_jax.train import start
 from ttm_jax.training.config import override
+from ttm_jax.training.jax_command import start
 from ttm_jax.training.loop import Stepped
 from ttm_jax.training.step import train_step
 

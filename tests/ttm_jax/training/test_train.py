@@ -18,12 +18,13 @@ import ttm_jax
 from ttm_jax.cli import this_python
 from ttm_jax.multiplication.objective import create_state
 from ttm_jax.tasks import load_config
-from ttm_jax.train import main, make_parser
+from ttm_jax.train import main
 from ttm_jax.training import command as command_module
 from ttm_jax.training.checkpoint import load_meta, load_state
 from ttm_jax.training.checkpoint_files import BEST, LATEST, CheckpointError, find_checkpoint, saved_steps
 from ttm_jax.training.command import resolve
 from ttm_jax.training.config import ConfigError, config_to_toml, override
+from ttm_jax.training.jax_command import make_parser
 from ttm_jax.training.jax_engine import JaxEngine
 from ttm_jax.training.loop import NonFiniteLoss, Stepped
 from ttm_jax.training.step import train_step

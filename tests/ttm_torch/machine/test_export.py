@@ -1,6 +1,5 @@
-"""Export with a free batch, in every mode: `torch.export` with a named dimension, and ONNX where it is installed."""
+"""Export with a free batch, in every mode: `torch.export` with a named dimension, and ONNX."""
 
-import importlib.util
 from itertools import product
 
 import pytest
@@ -55,10 +54,6 @@ def test_the_simple_machine_runs_at_other_batch_sizes(inputs):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")  # PyTorch's, about itself
-@pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, ("onnxscript", "onnxruntime"))),
-    reason="onnxscript and onnxruntime are not installed",
-)
 @pytest.mark.parametrize(("read", "write"), [("mlp", "mlp"), ("query", "erase_add"), ("pooling", "pooling")])
 def test_onnx(read, write, inputs, tmp_path):
     import onnxruntime

@@ -1,5 +1,6 @@
 """Checkpoints of the twin: to the bit, complete or absent, no code in them, and one clear error for all else."""
 
+import errno
 import json
 import os
 import pickle
@@ -121,7 +122,7 @@ class Bomb:
 def test_code_in_a_checkpoint_is_not_run(write, checkpoint, tiny_config, tmp_path):
     (checkpoint / "checksums.json").unlink()
     write({"optimizer": Bomb(tmp_path / "ran")}, checkpoint / "training" / "optimizer.pt")
-    with pytest.raises(CheckpointError, match="training/ is damaged"):
+    with pytest.raises(CheckpointError, match="training/ is missing or damaged"):
         load_state(checkpoint, create_state(tiny_config))
     assert not (tmp_path / "ran").exists()
 
@@ -143,6 +144,29 @@ def test_a_truncated_file_is_one_error(name, with_checksums, checkpoint, tiny_co
     assert "\n" not in str(error.value)
 
 
+def test_what_the_system_does_not_let_be_read_is_not_called_damaged(checkpoint, tiny_config, no_more_files):
+    for load in (load_meta, lambda path: load_model(path, create_model(tiny_config))):
+        with no_more_files(), pytest.raises(CheckpointError) as found:
+            load(checkpoint)
+        assert os.strerror(errno.EMFILE) in str(found.value)
+        assert "damaged" not in str(found.value)
+        assert "deleted" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(MemoryError(), MemoryError), (OSError(errno.EACCES, "no"), CheckpointError), (RuntimeError(), CheckpointError)],
+)
+def test_a_whole_checkpoint_is_not_called_damaged(error, raised, checkpoint, tiny_config, monkeypatch):
+    def load(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(raised) as found:
+        load_state(checkpoint, create_state(tiny_config))
+    assert "damaged" not in str(found.value)
+
+
 @pytest.mark.parametrize("name", ["params/model.safetensors", "training/optimizer.pt", "meta/metadata"])
 def test_a_missing_file_is_one_error(name, checkpoint, tiny_config):
     (checkpoint / name).unlink()
@@ -158,7 +182,7 @@ def test_another_model_is_named_by_a_parameter(checkpoint, tiny_config):
 
 
 def test_the_optimiser_state_of_another_optimiser_is_refused(checkpoint, tiny_config):
-    with pytest.raises(CheckpointError, match="training/ is damaged, or of another optimiser"):
+    with pytest.raises(CheckpointError, match="training/ is of another optimiser"):
         load_state(checkpoint, create_state(override(tiny_config, {"optimizer.name": "muon"})))
 
 

@@ -8,8 +8,8 @@ from ttm_jax.tasks import make_task
 from ttm_jax.training.checkpoint_files import LATEST, find_checkpoint
 from ttm_jax.training.config import override
 from ttm_torch.multiplication.objective import create_state
-from ttm_torch.train import start
 from ttm_torch.training.checkpoint import load_state
+from ttm_torch.training.command import start
 from ttm_torch.training.device import device_name
 
 pytestmark = [

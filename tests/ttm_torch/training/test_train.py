@@ -22,8 +22,9 @@ from ttm_jax.training.config import ConfigError, config_to_toml, override
 from ttm_jax.training.loop import NonFiniteLoss
 from ttm_jax.training.run_folder import RunFolder
 from ttm_torch.multiplication.objective import create_model, create_state, loss_fn, train_step_with_metrics
-from ttm_torch.train import main, make_parser, start
+from ttm_torch.train import main
 from ttm_torch.training.checkpoint import load_meta, load_state
+from ttm_torch.training.command import make_parser, start
 from ttm_torch.training.step import random_seed
 from ttm_torch.training.torch_engine import TorchEngine
 

@@ -5,13 +5,14 @@ import contextlib
 import json
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 
-from ttm_jax.cli import Parser, command, fail, this_python
+from ttm_jax.cli import Parser, fail, this_python
 from ttm_jax.multiplication.demo.picture import SUFFIXES, PictureError, save_picture
 from ttm_jax.multiplication.demo.problem import EXAMPLE, ProblemError, parse_problem
 from ttm_jax.multiplication.demo.terminal import answer_line, render
@@ -43,7 +44,6 @@ def make_parser() -> Parser:
     return parser
 
 
-@command
 def main(argv: list[str] | None = None) -> int:
     parser = make_parser()
     # A space before what looks like a negative number: it is a bad problem then, not an unknown flag.
@@ -53,8 +53,6 @@ def main(argv: list[str] | None = None) -> int:
         return _run(parser, args)
     except (CheckpointError, ProblemError, PictureError) as error:
         return fail(parser, error)
-    except KeyboardInterrupt:
-        return 130
 
 
 def _run(parser: Parser, args: argparse.Namespace) -> int:
@@ -140,6 +138,7 @@ def _lines(interactive: bool) -> Iterator[str]:
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - input() then edits lines and remembers them
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(EOFError, KeyboardInterrupt):
         while True:
             yield input("> ")

@@ -1,6 +1,7 @@
 """The page served on this machine; the network answers its questions."""
 
 import contextlib
+import signal
 import socket
 from urllib.parse import urlencode
 
@@ -51,5 +52,6 @@ def serve(multiplier: Multiplier, listener: socket.socket, problem: tuple[int, i
     query = "?" + urlencode({"problem": "{}*{}".format(*problem)}) if problem else ""
     print(f"http://{HOST}:{listener.getsockname()[1]}/{query} - Ctrl-C ends it", flush=True)
     server = uvicorn.Server(uvicorn.Config(make_app(multiplier), lifespan="off", log_level="warning"))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
