@@ -25,3 +25,6 @@ else:
         if name not in globals():
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
         return globals()[name]
+
+    def __dir__():
+        return [*globals(), *__getattr__("__all__")]
