@@ -290,7 +290,7 @@ def test_words_that_come_again_from_afar():
     assert not far_repeats(text, 100).any()
 
 
-def test_an_ablation_measures_whole_documents(run, config, model):
+def test_an_ablation_measures_held_out_documents(run, config, model):
     found = Text().summarize(run[0], {})
     texts = [document.data for document in TextTask(config).corpus.held_out]
     assert found["documents"]["bytes"] == [*map(len, texts)]
