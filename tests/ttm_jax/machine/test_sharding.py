@@ -53,6 +53,22 @@ def test_explicit_axes(axes, spec, arrays, agrees):
         agrees(fast_jit(jax.value_and_grad(loss))(*jax.device_put(arrays, shardings)))
 
 
+def test_four_devices_along_two_axes(arrays):
+    """Traced alone, for a mesh that need not be there: gradients, outputs and memory are divided as they ought."""
+    mesh = jax.sharding.AbstractMesh((2, 2), ("data", "model"), axis_types=(AxisType.Explicit,) * 2)
+    with jax.sharding.use_abstract_mesh(mesh):
+
+        def divided(array):
+            return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=NamedSharding(mesh, P(("data", "model"))))
+
+        variables, tokens, reset = arrays[0], *map(divided, arrays[1:])
+        value, gradients = jax.eval_shape(jax.value_and_grad(loss), variables, tokens, reset)
+        assert value.shape == ()
+        assert all(x.sharding.is_fully_replicated for x in jax.tree.leaves(gradients))
+        for array in jax.eval_shape(MACHINE.apply, variables, tokens):
+            assert array.sharding.spec[0] == ("data", "model")
+
+
 @on_each_mesh
 def test_shard_map(axes, spec, arrays, agrees):
     def of_a_device(*arrays):
