@@ -82,10 +82,16 @@ TINY = {
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """All tests run on the CPU, where results are exact to the bit, but for `-m gpu`."""
+    """All tests run on the CPU, where results are exact to the bit, but for `-m gpu`.
+
+    Their programs are not optimised, nor are those of the commands that they start: most of the time would be XLA's.
+    `python -m parity` runs them as users do.
+    """
     if config.option.markexpr != "gpu":
-        os.environ["JAX_PLATFORMS"] = "cpu"  # of the commands that tests start
+        os.environ["JAX_PLATFORMS"] = "cpu"
         jax.config.update("jax_platforms", "cpu")
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+        jax.config.update("jax_disable_most_optimizations", True)
     if not hasattr(config, "workerinput"):
         os.environ[COMPILED] = tempfile.mkdtemp()
     jax.config.update("jax_compilation_cache_dir", os.environ[COMPILED])
@@ -97,14 +103,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     """What was compiled is of this run alone."""
     if not hasattr(config, "workerinput"):
         shutil.rmtree(os.environ.pop(COMPILED))
-
-
-@pytest.fixture(scope="module")
-def compiled_fast() -> Iterator[None]:
-    """For a module whose programs run a few times: they are not worth optimising."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture

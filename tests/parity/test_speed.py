@@ -20,7 +20,6 @@ from parity.speed.measure import Limits, Refused, check_agreement, measure, plan
 from parity.speed.worker import as_array
 from ttm_jax.multiplication.config import ModelConfig
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
 TINY = """
 [model]
 width = 8

@@ -35,7 +35,6 @@ from ttm_jax.measure.report import Table, digits, quartiles, scaled
 from ttm_jax.measure.results import SECTIONS, describe, load_results, result_path, section_of
 from ttm_jax.multiplication.model import TTMModel
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
 ROOT = Path(__file__).parents[3]
 PAGE, RESULTS = ROOT / "hardware_choice.md", ROOT / "results/hardware"
 of_a_machine = pytest.mark.skipif(not RESULTS.exists(), reason="no machine has been measured yet")
@@ -79,7 +78,7 @@ segments = 2
 
 
 @pytest.fixture(scope="module")
-def sections(config, tmp_path_factory, compiled_fast):
+def sections(config, tmp_path_factory):
     tiny = tmp_path_factory.mktemp("text") / "tiny.toml"
     tiny.write_text(TEXT)
     sizes = operations.Sizes(product=8, sequences=3, batch_size=2, num_tokens=5, num_steps=2)

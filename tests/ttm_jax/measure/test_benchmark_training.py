@@ -13,7 +13,6 @@ from ttm_jax.measure.profile import Work, instructions, place
 from ttm_jax.measure.report import median, percent, scaled, times
 from ttm_jax.training.config import override
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
 CEILING = CeilingSizes(16, 4096)
 measure_configs = training.measure
 
@@ -31,7 +30,7 @@ def traces(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def section(tiny_config, traces, compiled_fast):
+def section(tiny_config, traces):
     return measure(tiny_config, traces=traces)
 
 

@@ -10,7 +10,6 @@ import pytest
 import ttm_jax
 from ttm_jax import SimpleTokenTuringMachine, TokenTuringMachine, TTMModel, measure_flops, measure_memory
 
-pytestmark = pytest.mark.usefixtures("compiled_fast")
 SMALL = dict(memory_size=7, process_size=3, num_layers=2, mlp_dim=11, num_heads=2)
 CHEAP = dict(
     memory_size=64, process_size=8, num_layers=1, read="pooling", write="concat", processing="mlp"
