@@ -69,6 +69,7 @@ class DataConfig:
         ok = self.tokenizer == "bytes" or self.vocab_size >= 512
         require(self, "vocab_size", ok, "be at least 512: 256 bytes, and pairs of them")
         require(self, "patterns", len(self.patterns) > 0, "name at least one pattern")
+        require(self, "path", self.path != "", "name a file, a folder, or stdlib")
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.data.kind == "recall":
             facts = max(facts for _, facts in self.recall.levels)
-            questions = min(facts, self.recall.questions)
+            questions = self.recall.questions if facts > 1 else 1
             if 2 * facts > self.model.segment or 3 * questions > self.model.segment:
                 raise ConfigError(
                     f"model.segment must hold the facts (2 tokens each) and the questions (3 each) of recall.levels, "

@@ -77,7 +77,8 @@ def read_documents(path: str, patterns: Sequence[str]) -> tuple[str, list[Docume
     """Read the documents of a path, and say what it is. Empty files are left out, as are folders that are hidden.
 
     Args:
-        path: a file, a folder, or "stdlib": the sources of this Python, without its tests and what was installed.
+        path: a file, a folder, or "stdlib": the sources of this Python, without what is in folders named test or
+            tests and what was installed.
         patterns: of the names of files in a folder, such as "*.txt".
 
     Raises:
@@ -106,7 +107,10 @@ def evenly(documents: Sequence[Document], number: int | None) -> list[Document]:
 
 
 def _find(folder: Path, patterns: Sequence[str]) -> list[Path]:
-    found = {file for pattern in patterns for file in folder.rglob(pattern) if file.is_file()}
+    try:
+        found = {file for pattern in patterns for file in folder.rglob(pattern) if file.is_file()}
+    except (NotImplementedError, ValueError):
+        raise ConfigError(f"data.patterns {', '.join(patterns)}: must be patterns of names, such as *.txt") from None
     shown = [file for file in found if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
     return sorted(shown, key=lambda file: file.relative_to(folder).as_posix())
 

@@ -54,6 +54,7 @@ def make_parser() -> Parser:
         type=positive_int,
         help="how many, evenly from all (default: all); of recall, how many sequences (default: 1000)",
     )
+    parser.add_argument("--bytes", type=positive_int, metavar="N", help="of each document the first N (default: all)")
     parser.add_argument("--reach", action="store_true", help=f"cut history to {REACHES} segments as well")
     parser.add_argument("--repeats", action="store_true", help="words that come again from beyond the window, apart")
     parser.add_argument("--json", action="store_true", help="one JSON object with all counts")
@@ -68,11 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         model = load(args.checkpoint)
         if model.config.data.kind == "recall":
+            if args.path or args.bytes or args.reach or args.repeats:
+                return fail(parser, f"{args.checkpoint} recalls facts; it takes --documents and --json alone")
             found, text = _recall(model, args.documents or SEQUENCES)
         else:
-            name, documents, note = _documents(model, args.path)
-            found = measure(model, evenly(documents, args.documents), REACHES if args.reach else (), args.repeats)
-            found = {"corpus": name, **found} | ({"note": note} if note else {})
+            about, documents = _documents(model, args.path)
+            documents = [Document(d.name, d.data[: args.bytes]) for d in evenly(documents, args.documents)]
+            found = {**about, **measure(model, documents, REACHES if args.reach else (), args.repeats)}
             text = describe(found)
     except (CheckpointError, ConfigError) as error:
         return fail(parser, error)
@@ -88,7 +91,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure(
     model: LanguageModel, documents: Sequence[Document], reaches: Sequence[int] = (), repeats: bool = False
 ) -> dict[str, Any]:
-    """Measure documents with all their history, with none beyond the segment, and with what else is asked for."""
+    """Measure documents with all their history, with none beyond the segment, and with what else is asked for.
+
+    Args:
+        model: the model.
+        documents: not empty ones.
+        reaches: numbers of segments that history is cut to.
+        repeats: measure words that come again from beyond the windows of all layers apart, with all history and with
+            history cut to the segments that the windows reach.
+    """
     texts = [document.data for document in documents]
     bytes_D = np.array([len(text) for text in texts], np.float64)
     carried = model.byte_bits(texts)
@@ -108,25 +119,34 @@ def measure(
         by_reach = {k: reset if k == 0 else model.byte_bits(texts, history=k) for k in reaches}
         found["reach"] = {str(k): _difference(bits, carried, bytes_D) for k, bits in by_reach.items()}
     if repeats:
-        reached = model.config.model.decoder_layers * model.config.model.segment
-        far = [far_repeats(text, reached) for text in texts]
+        layers, N = model.config.model.decoder_layers, model.config.model.segment
+        places = [np.repeat(np.arange(len(n)), n) for n in map(model.token_lengths, texts)]
+        far = [far_repeats(text, place, layers * N) for text, place in zip(texts, places, strict=True)]
+        window = model.byte_bits(texts, history=layers)
         found["repeats"] = {
             name: {"bytes": int(total.sum())}
-            | {kind: _mean(_only(bits, mask), total) for kind, bits in (("carried", carried), ("reset", reset))}
+            | {kind: _mean(_only(bits, mask), total) for kind, bits in (("carried", carried), ("window", window))}
+            | {"worth": _difference(_only(window, mask), _only(carried, mask), total)}
             for name, mask in (("repeats", far), ("others", [~far_n for far_n in far]))
             if (total := np.array([float(m.sum()) for m in mask])).sum()
         }
     return found
 
 
-def far_repeats(text: bytes, distance: int) -> np.ndarray:
-    """Say which bytes, bool [n], are of a word whose last end is further back than the distance."""
+def far_repeats(text: bytes, places: np.ndarray, distance: int) -> np.ndarray:
+    """Say which bytes, bool [n], are of a word whose last end is further back than so many tokens.
+
+    Args:
+        text: n bytes.
+        places: the token of each, int [n].
+        distance: in tokens.
+    """
     found, last = np.zeros(len(text), bool), {}
     for match in WORD.finditer(text):
         word, (begin, end) = match.group(), match.span()
-        if word in last and begin - last[word] > distance:
+        if word in last and places[begin] - last[word] > distance:
             found[begin:end] = True
-        last[word] = end
+        last[word] = places[end - 1]
     return found
 
 
@@ -152,7 +172,8 @@ def describe(found: dict[str, Any]) -> str:
     for name, value in found.get("repeats", {}).items():
         what = "words from beyond the window" if name == "repeats" else "all other bytes"
         lines.append(f"{what}, {value['bytes']:,} bytes")
-        lines += [row(f"  {kind}", value[kind]) for kind in ("carried", "reset")]
+        lines += [row("  history carried", value["carried"]), row("  cut to the windows", value["window"])]
+        lines.append(row("  what memory is worth", value["worth"], "+"))
     return "\n".join(lines)
 
 
@@ -174,14 +195,17 @@ def _recall(model: LanguageModel, sequences: int) -> tuple[dict[str, Any], str]:
     return record, task.describe_evaluation(record)
 
 
-def _documents(model: LanguageModel, path: str | None) -> tuple[str, Sequence[Document], str | None]:
-    """What is measured, its documents, and what is to be said about them."""
+def _documents(model: LanguageModel, path: str | None) -> tuple[dict[str, str], Sequence[Document]]:
+    """What is to be said about the documents that are measured, and them."""
     data = model.config.data
     if path is not None:
-        return *read_documents(path, data.patterns), None
+        name, documents = read_documents(path, data.patterns)
+        return {"corpus": name}, documents
     corpus = read_corpus(data.path, data.patterns, data.held_out)
-    changed = "this is not the corpus that it was trained on: some of this text may have been trained"
-    return corpus.name, corpus.held_out, None if corpus.digest == model.corpus else changed
+    about = {"corpus": corpus.name, "digest": corpus.digest}
+    if corpus.digest != model.corpus:
+        about["note"] = "this is not the corpus that it was trained on: some of this text may have been trained"
+    return about, corpus.held_out
 
 
 def _only(bits: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> list[np.ndarray]:

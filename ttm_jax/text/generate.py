@@ -52,6 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 parser,
                 f"{checkpoint} is no language model; python -m ttm_jax.train --config text/quick trains one",
             )
+        if args.state is not None and not args.state.parent.is_dir():
+            return fail(parser, f"--state {args.state}: there is no folder {args.state.parent}")
         writer = model.writer(args.samples)
         if args.state is not None and args.state.exists():
             writer.load(args.state)

@@ -19,7 +19,7 @@ from ttm_jax.text.model import Place, TransformerLanguageModel
 from ttm_jax.text.objective import make_objective
 from ttm_jax.text.streams import Streams
 from ttm_jax.text.task import BITS
-from ttm_jax.text.tokenizer import Tokenizer, as_text, make_tokenizer
+from ttm_jax.text.tokenizer import Tokenizer, as_text, drawable, make_tokenizer
 from ttm_jax.training.checkpoint import load_meta, load_params
 from ttm_jax.training.checkpoint_files import CheckpointError, find_checkpoint
 from ttm_jax.training.config import ConfigError
@@ -165,11 +165,15 @@ class LanguageModel:
         lengths = [len(self.tokenizer.encode(document)) for document in documents]
         return [np.concatenate(bits)[:length] for bits, length in zip(found, lengths, strict=True)]
 
+    def token_lengths(self, document: bytes) -> np.ndarray:
+        """Count the bytes of each token of a document, int32 [n]."""
+        return self.tokenizer.num_bytes[self.tokenizer.encode(document)]
+
     def byte_bits(self, documents: Sequence[bytes], history: int | None = None) -> list[np.ndarray]:
         """Measure as `token_bits` does, by byte: the bits of a token are divided equally between its bytes."""
         found = []
         for document, bits in zip(documents, self.token_bits(documents, history), strict=True):
-            num_bytes = self.tokenizer.num_bytes[self.tokenizer.encode(document)]
+            num_bytes = self.token_lengths(document)
             found.append(np.repeat(bits / num_bytes, num_bytes))
         return found
 
@@ -200,7 +204,8 @@ class LanguageModel:
         T, windows = history + 1, []
         batch_size = max(1, STREAMS * WINDOW // T)
         for i, document in enumerate(documents):
-            whole = self._stream([document], -(-len(document) // self.config.model.segment)).batch(0)
+            num_tokens = len(self.tokenizer.encode(document))
+            whole = self._stream([document], -(-num_tokens // self.config.model.segment)).batch(0)
             for s in range(whole["tokens"].shape[1]):
                 first, own = max(0, s - history), min(s, history)
                 padding = (0, T - (own + 1))
@@ -262,11 +267,19 @@ class Writer:
         """Write so many tokens; give those of each text in pieces as they come.
 
         Raises:
-            ValueError: if the number is negative.
+            ValueError: if one of the numbers cannot be.
         """
-        if number < 0:
-            raise ValueError(f"the number of tokens must not be negative, got {number}")
-        key, model, allowed_V = jax.random.key(seed), self._model, self._allowed()
+        if number < 0 or top_k < 0:
+            raise ValueError(f"numbers must not be negative, got {number} tokens to write and top_k {top_k}")
+        if not (temperature >= 0 and 0 <= top_p <= 1):
+            raise ValueError(f"temperature must be 0 or more and top_p from 0 to 1, got {temperature} and {top_p}")
+        return self._write(number, temperature, top_k, None if top_p == 1 else top_p, jax.random.key(seed))
+
+    def _write(
+        self, number: int, temperature: float, top_k: int, top_p: float | None, key: jax.Array
+    ) -> Iterator[list[bytes]]:
+        model = self._model
+        allowed_V = drawable(model.tokenizer, model.model.vocab_size)
         self._begin()
         for piece in _powers(number, largest=PIECE):
             tokens_BxS, self._logits_BxV, self._place = sampling.draw(
@@ -323,11 +336,6 @@ class Writer:
         treedef = jax.tree.structure((self._logits_BxV, self._place))
         self._logits_BxV, self._place = jax.tree.unflatten(treedef, leaves)
         self.batch_size = len(self._logits_BxV)
-
-    def _allowed(self) -> np.ndarray:
-        """Which tokens may be drawn, bool [V]: those that stand for bytes."""
-        num_bytes = self._model.tokenizer.num_bytes
-        return np.pad(num_bytes > 0, (0, self._model.model.vocab_size - len(num_bytes)))
 
     def _leaves(self) -> list[Any]:
         return jax.tree_util.tree_leaves_with_path((self._logits_BxV, self._place))

@@ -17,7 +17,7 @@ from ttm_jax.text.tokenizer import ByteTokenizer
 from ttm_jax.training.config import ConfigError
 from ttm_jax.training.step import Loss
 
-SAMPLING = dict(temperature=0.8, top_k=40, top_p=0.95)  # of the samples that an evaluation shows
+SAMPLING = dict(temperature=0.8, top_k=40, top_p=0.9)  # of the samples that an evaluation shows
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class TextObjective:
     """The language model of a config; its arrays are those of `Streams.batch`.
 
     The mean cross-entropy of a token is minimised. Memory and window are carried from batch to batch; no gradient goes
-    back to the batch before. Where `carries` is off each batch begins anew.
+    back to the batch before. Where `carries` is off each batch begins anew. The metric "right" is of the targets that
+    are "counted", which are all with a weight where the arrays don't say it.
     """
 
     config: ModelConfig
@@ -54,23 +55,24 @@ class TextObjective:
         B = len(arrays["tokens"])
         state = jax.lax.stop_gradient(carry) if self.carries else self.model.initial_state(B)
         after, (nats_BxTxN, right_BxTxN) = self._score(params, state, arrays)
-        tokens_B = arrays["weights"].sum(axis=(1, 2))
-        metrics = {"nats": nats_BxTxN.sum(axis=(1, 2)), "right": right_BxTxN.sum(axis=(1, 2)), "tokens": tokens_B}
-        return Loss(nats_BxTxN.sum(), tokens_B.sum(), metrics), after if self.carries else ()
+        counted_BxTxN = arrays.get("counted", arrays["weights"])
+        by_row = {"nats": nats_BxTxN, "right": right_BxTxN * counted_BxTxN, "counted": counted_BxTxN}
+        metrics = {name: x.sum(axis=(1, 2)) for name, x in by_row.items()}
+        return Loss(nats_BxTxN.sum(), arrays["weights"].sum(), metrics), after if self.carries else ()
 
     def predict(self, params: dict, arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Score rows, or write on.
 
         Of "tokens", "targets", "weights" [P, W, T, N] and "start" [P, W, T], W windows one after the other: "nats" and
-        "right" [P, W, T, N]. Of "prompt" [P, N], "number" [P] of its tokens and "seed" [P], which count in the first
-        row alone: "sample" [P, 2 N], what the model writes next.
+        "right" [P, W, T, N]. Of "prompt" [P, N] and, which count in the first row alone, "number" [P] of its tokens,
+        "allowed" [P, V] to be drawn and "seed" [P]: "sample" [P, 2 N], what the model writes next.
         """
         variables = {"params": params}
         if "prompt" in arrays:
             N, begun = self.config.segment, self.model.initial_state(len(arrays["prompt"]))
             number, key = arrays["number"][0], jax.random.key(arrays["seed"][0])
             logits_PxNxV, place = open_segment(self.model, variables, arrays["prompt"], number, begun)
-            first, allowed_V = last(logits_PxNxV, number), jnp.ones(self.vocab_size, bool)
+            first, allowed_V = last(logits_PxNxV, number), arrays["allowed"][0]
             sampled = draw(self.model, variables, first, place, allowed_V, key, 0, 2 * N, *SAMPLING.values())
             tokens_PxS = sampled[0]
             return {"sample": tokens_PxS}

@@ -3,7 +3,9 @@
     k3 v8 k1 v5 . . . .  |  . . . . . . . .  |  . . ? k1 v5 ? k3 v8
 
 The distance is the number of segments. Where the windows of all layers do not reach so far (with two layers, more than
-two segments), what is answered right was carried by memory. A curriculum raises segments and facts. NumPy only.
+two segments), what is answered right was carried by memory. A curriculum raises segments and facts. In training a fact
+of several is asked for again and again: the later answers can be copied from the first, which teaches the model to look
+a value up by its key. They do not count as recall. NumPy only.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,27 +46,47 @@ class Vocabulary:
 
 
 def make_sequences(
-    config: RecallConfig, segment: int, rows: int, segments: int, facts: int, generator: np.random.Generator
+    config: RecallConfig,
+    segment: int,
+    rows: int,
+    segments: int,
+    facts: int,
+    generator: np.random.Generator,
+    again: bool = False,
 ) -> Arrays:
     """Draw sequences of segments of N = `segment` tokens.
 
-    Returns "tokens", "targets" int32 [B, T, N], "weights" float32 [B, T, N] (1 where a value is asked for) and "start"
-    bool [B, T].
+    Args:
+        config: of the facts and questions.
+        segment: N.
+        rows: B.
+        segments: T.
+        facts: of the first segment.
+        generator: of the draws.
+        again: ask `config.questions` times, where there are fewer facts but several; else once for each.
+
+    Returns "tokens", "targets" int32 [B, T, N], "weights" float32 [B, T, N] (1 where a value is asked for), "counted"
+    float32 [B, T, N] (1 where it is for the first time) and "start" bool [B, T].
     """
-    vocabulary, questions = Vocabulary(config), min(facts, config.questions)
+    vocabulary = Vocabulary(config)
+    questions = config.questions if again and facts > 1 else min(facts, config.questions)
     length = segments * segment
     sequence = generator.integers(vocabulary.first_filler, vocabulary.question, size=(rows, length))
     keys = generator.permuted(np.tile(np.arange(config.num_keys), (rows, 1)), axis=1)[:, :facts]
     values = vocabulary.first_value + generator.integers(config.num_values, size=(rows, facts))
     sequence[:, 0 : 2 * facts : 2] = keys
     sequence[:, 1 : 2 * facts : 2] = values
-    asked = generator.permuted(np.tile(np.arange(facts), (rows, 1)), axis=1)[:, :questions]
+    rounds = -(-questions // facts)
+    asked = [generator.permuted(np.tile(np.arange(facts), (rows, 1)), axis=1) for _ in range(rounds)]
+    asked = np.concatenate(asked, axis=1)[:, :questions]
     places = length - 3 * questions + 3 * np.arange(questions)
     sequence[:, places] = vocabulary.question
     sequence[:, places + 1] = np.take_along_axis(keys, asked, axis=1)
     sequence[:, places + 2] = np.take_along_axis(values, asked, axis=1)
     weights = np.zeros((rows, length), np.float32)
     weights[:, places + 1] = 1
+    counted = np.zeros_like(weights)
+    counted[:, places[:facts] + 1] = 1  # each round asks for all
     start = np.zeros((rows, segments), bool)
     start[:, 0] = True
     by_segment = (rows, segments, segment)
@@ -72,6 +94,7 @@ def make_sequences(
         "tokens": sequence.astype(np.int32).reshape(by_segment),
         "targets": np.roll(sequence, -1, axis=1).astype(np.int32).reshape(by_segment),
         "weights": weights.reshape(by_segment),
+        "counted": counted.reshape(by_segment),
         "start": start,
     }
 
@@ -100,11 +123,11 @@ class RecallTask:
 
     def batch(self, step: int) -> Batch:
         segments, facts = self._config.recall.levels[self._level]
-        return Batch(self._draw(self.batch_size, segments, facts, 0, step))
+        return Batch(self._draw(self.batch_size, segments, facts, 0, step, again=True))
 
-    def _draw(self, rows: int, segments: int, facts: int, *key: int) -> Arrays:
+    def _draw(self, rows: int, segments: int, facts: int, *key: int, again: bool = False) -> Arrays:
         generator = np.random.default_rng([self._config.train.seed, *key])
-        return make_sequences(self._config.recall, self._config.model.segment, rows, segments, facts, generator)
+        return make_sequences(self._config.recall, self._config.model.segment, rows, segments, facts, generator, again)
 
     def must_read(self, step: int) -> bool:
         """Return True at the end of a window, which may raise the level."""
@@ -113,7 +136,7 @@ class RecallTask:
     def record(self, batch: Batch, metrics: Mapping[str, Any]) -> Record | None:
         config = self._config.recall
         self._right += float(np.sum(metrics["right"]))
-        self._asked += float(np.sum(metrics["tokens"]))
+        self._asked += float(np.sum(metrics["counted"]))
         self._steps += 1
         if self._steps < config.window:
             return None

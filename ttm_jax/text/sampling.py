@@ -11,7 +11,11 @@ from ttm_jax.text.model import Place, State, TransformerLanguageModel
 
 
 def sample(
-    key: jax.Array, logits_BxV: jax.Array, temperature: jax.Array, top_k: jax.Array, top_p: jax.Array
+    key: jax.Array,
+    logits_BxV: jax.Array,
+    temperature: jax.Array | float = 1.0,
+    top_k: int = 0,
+    top_p: jax.Array | float | None = None,
 ) -> jax.Array:
     """Draw a token for each row, int32 [B]; each row draws from its own key.
 
@@ -20,21 +24,23 @@ def sample(
         logits_BxV: of the next token.
         temperature: what the logits are divided by; 0 takes the likeliest token.
         top_k: how many of the likeliest tokens are left; 0 leaves all.
-        top_p: the fewest of the likeliest tokens are left whose share is at least this (arXiv 1904.09751).
+        top_p: the fewest of the likeliest tokens are left whose share is at least this (arXiv 1904.09751); None
+            leaves all, and with `top_k` 0 nothing need be sorted.
     """
     V = logits_BxV.shape[-1]
-    scaled = logits_BxV.astype(jnp.float32) / jnp.where(temperature > 0, temperature, 1.0)
-    order_BxV = jnp.argsort(-scaled, axis=-1, stable=True)
-    sorted_BxV = jnp.take_along_axis(scaled, order_BxV, axis=-1)
-    rank_1xV = jnp.arange(V)[None]
-    kept = rank_1xV < jnp.where(top_k > 0, top_k, V)
-    shares_BxV = jax.nn.softmax(jnp.where(kept, sorted_BxV, -jnp.inf), axis=-1)
-    before_BxV = jnp.cumsum(shares_BxV, axis=-1) - shares_BxV
-    kept = kept & ((before_BxV < top_p) | (rank_1xV == 0))
+    scaled_BxV = logits_BxV.astype(jnp.float32) / jnp.where(temperature > 0, temperature, 1.0)
     keys_B = jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(logits_BxV)))
-    drawn_B = jax.vmap(jax.random.categorical)(keys_B, jnp.where(kept, sorted_BxV, -jnp.inf))
-    rank_B = jnp.where(temperature > 0, drawn_B, 0)
-    return jnp.take_along_axis(order_BxV, rank_B[:, None], axis=-1)[:, 0].astype(jnp.int32)
+    draw_rows = jax.vmap(jax.random.categorical)
+    if top_k == 0 and top_p is None:
+        token_B = jnp.where(temperature > 0, draw_rows(keys_B, scaled_BxV), scaled_BxV.argmax(axis=-1))
+        return token_B.astype(jnp.int32)
+    best_BxK, order_BxK = jax.lax.top_k(scaled_BxV, min(top_k or V, V))
+    if top_p is not None:
+        shares_BxK = jax.nn.softmax(best_BxK, axis=-1)
+        before_BxK = jnp.cumsum(shares_BxK, axis=-1) - shares_BxK
+        best_BxK = jnp.where((before_BxK < top_p).at[:, 0].set(True), best_BxK, -jnp.inf)
+    rank_B = jnp.where(temperature > 0, draw_rows(keys_B, best_BxK), 0)
+    return jnp.take_along_axis(order_BxK, rank_B[:, None], axis=-1)[:, 0].astype(jnp.int32)
 
 
 def advance(
@@ -48,7 +54,7 @@ def advance(
     return logits_BxV, place
 
 
-@partial(jax.jit, static_argnums=(0, 7))
+@partial(jax.jit, static_argnums=(0, 7, 9))
 def draw(
     model: TransformerLanguageModel,
     variables: Any,
@@ -58,9 +64,9 @@ def draw(
     key: jax.Array,
     first: jax.Array | int,
     number: int,
-    temperature: jax.Array,
-    top_k: jax.Array,
-    top_p: jax.Array,
+    temperature: jax.Array | float = 1.0,
+    top_k: int = 0,
+    top_p: jax.Array | float | None = None,
 ) -> tuple[jax.Array, jax.Array, Place]:
     """Draw so many tokens, each from the logits after those before it; of a vocabulary those that are allowed.
 

@@ -11,7 +11,7 @@ from ttm_jax.text.config import Config
 from ttm_jax.text.corpus import Document, evenly, read_corpus
 from ttm_jax.text.recall import RecallTask
 from ttm_jax.text.streams import Streams
-from ttm_jax.text.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer
+from ttm_jax.text.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer, drawable
 from ttm_jax.training.config import ConfigError
 from ttm_jax.training.task import Arrays, Batch, Curve, Evaluation, Example, Predict, Record, Task, Verdict
 
@@ -92,7 +92,7 @@ class TextTask:
 
     def _count_bytes(self, arrays: Arrays) -> np.ndarray:
         """Count the bytes of each target."""
-        return self._tokenizer.num_bytes[np.minimum(arrays["targets"], self._tokenizer.pad)] * arrays["weights"]
+        return self._tokenizer.num_bytes[arrays["targets"]] * arrays["weights"]
 
     def _held_out(self) -> list[Document]:
         """Give the documents of an evaluation, evenly from all that are held out."""
@@ -120,7 +120,10 @@ class TextTask:
         prompts = [prompt[:number] for prompt in prompts]
         padded = np.pad(np.stack(prompts).astype(np.int32), ((0, 0), (0, N - number)), constant_values=tokenizer.pad)
         numbers, seeds = np.full(2, number, np.int32), np.full(2, self._config.train.seed, np.uint32)
-        found = predict({"prompt": padded, "number": numbers, "seed": seeds})["sample"]
+        data = self._config.data
+        allowed_V = drawable(tokenizer, data.vocab_size if data.tokenizer == "bpe" else tokenizer.vocab_size)
+        asked = {"prompt": padded, "number": numbers, "allowed": np.stack(2 * [allowed_V]), "seed": seeds}
+        found = predict(asked)["sample"]
         texts = [tokenizer.decode(tokens).decode("utf-8", "replace") for tokens in (*prompts, *found)]
         return [Example(repr(a)[1:-1], f"→ {b!r}") for a, b in zip(texts[:2], texts[2:], strict=True)]
 

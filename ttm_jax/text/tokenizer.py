@@ -112,6 +112,11 @@ class BPETokenizer:
         return self._saved
 
 
+def drawable(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
+    """Say which tokens of a model's vocabulary may be drawn, bool [V]: those that stand for bytes."""
+    return np.pad(tokenizer.num_bytes > 0, (0, vocab_size - tokenizer.vocab_size))
+
+
 def make_tokenizer(saved: str | None) -> Tokenizer:
     """Make the tokenizer of what its `to_json` gave."""
     return ByteTokenizer() if saved is None else BPETokenizer(saved)

@@ -123,3 +123,8 @@ def test_a_character_is_held_back_until_it_is_whole():
     data = "a×日".encode()
     assert list(as_text([data[:2], data[2:4], data[4:]])) == ["a", "×", "日", ""]
     assert "".join(as_text([b"\xff", b"b", "×".encode()[:1]])) == "\ufffdb\ufffd"
+
+
+def test_patterns_are_of_names(folder):
+    with pytest.raises(ConfigError, match=r"data.patterns .*: must be patterns of names, such as \*.txt"):
+        read_corpus(str(folder), ["/absolute/*.txt"], 0.5)

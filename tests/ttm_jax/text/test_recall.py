@@ -1,4 +1,4 @@
-"""Sequences of facts and questions, the curriculum over them, and a model that learns to recall."""
+"""Sequences of facts and questions, and the curriculum over them."""
 
 import numpy as np
 import pytest
@@ -33,6 +33,21 @@ def test_each_question_is_answered_by_a_fact_of_the_first_segment(arrays):
         assert (sequence < vocabulary.size).all()
 
 
+def test_a_fact_that_is_asked_for_again_does_not_count():
+    """Every fact is asked for once before any is again."""
+    config = RecallConfig(num_keys=8, num_values=5, num_fillers=3, questions=5)
+    arrays = make_sequences(config, 16, 50, 3, 2, np.random.default_rng(0), again=True)
+    tokens, weights, counted = (arrays[name].reshape(50, -1) for name in ("tokens", "weights", "counted"))
+    assert (weights.sum(axis=1) == 5).all()
+    assert (counted.sum(axis=1) == 2).all()
+    for row in range(50):
+        asked, first = np.flatnonzero(weights[row]), np.flatnonzero(counted[row])
+        assert first.tolist() == asked[:2].tolist()
+        assert set(tokens[row, first]) == set(tokens[row, [0, 2]])
+    once = make_sequences(config, 16, 50, 3, 1, np.random.default_rng(0), again=True)
+    np.testing.assert_array_equal(once["weights"], once["counted"])
+
+
 def make_task(**fields):
     return RecallTask(
         config_from_dict(
@@ -42,7 +57,7 @@ def make_task(**fields):
 
 
 def record(task, right):
-    return task.record(task.batch(0), {"right": np.array(right), "tokens": np.ones(4)})
+    return task.record(task.batch(0), {"right": np.array(right), "counted": np.ones(4)})
 
 
 def test_a_level_is_left_where_enough_is_recalled():

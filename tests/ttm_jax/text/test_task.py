@@ -12,7 +12,8 @@ from ttm_jax.evaluate import main as evaluate
 from ttm_jax.generate import main as generate
 from ttm_jax.measure.studies import Text
 from ttm_jax.tasks import config_from_dict, make_objective
-from ttm_jax.text.evaluate import far_repeats
+from ttm_jax.text.corpus import Document
+from ttm_jax.text.evaluate import far_repeats, measure
 from ttm_jax.text.task import TextTask
 from ttm_jax.text.tokenizer import ByteTokenizer
 from ttm_jax.training.checkpoint import load_state
@@ -134,6 +135,10 @@ def test_byte_pairs(config, tmp_path, train, run_display):
     assert record["bits_per_byte"] == pytest.approx(sum(map(np.sum, bits)) / record["bytes"], rel=1e-5)
     assert model.bits_per_byte(texts[0]) == pytest.approx(bits[0].sum() / len(texts[0]))
     assert "".join(model.generate("alpha", 5))
+    documents = [Document("", text) for text in texts]
+    found = measure(model, documents, reaches=(50,), repeats=True)
+    assert found["reach"]["50"]["bits_per_byte"] == pytest.approx(0, abs=1e-4), "all of the history"
+    assert sum(part["bytes"] for part in found["repeats"].values()) == record["bytes"]
 
 
 class TestLanguageModel:
@@ -234,6 +239,7 @@ class TestCommands:
             (["--temperature", "-1"], "--temperature: must be a number from 0 on, got '-1'"),
             (["--top-p", "1.5"], "--top-p: must be a number from 0 to 1, got '1.5'"),
             (["--seed", str(2**63)], "--seed: must be a whole number from 0 to 2^32 - 1"),
+            (["--state", "nowhere/state"], "--state nowhere/state: there is no folder nowhere"),
             (["--tokens", "0"], "--tokens: must be a positive integer, got '0'"),
             (["--prmpt", "x"], "unknown argument --prmpt; did you mean --prompt?"),
         ],
@@ -253,7 +259,21 @@ class TestCommands:
         )
         assert found["reach"].keys() == {"0", "1", "2", "4"}
         assert found["repeats"]["repeats"]["bytes"] + found["repeats"]["others"]["bytes"] == found["bytes"]
-        assert call_command(evaluate, run[0], "--documents", "2")[1].startswith("2 documents")
+        assert call_command(evaluate, run[0], "--documents", "2", "--bytes", "9")[1].startswith("2 documents, 18 bytes")
+
+    def test_recall_takes_no_flags_of_text(self, call_command):
+        code, _, err = call_command(evaluate, "text_recall", "--reach")
+        assert code == 2
+        assert "text_recall recalls facts; it takes --documents and --json alone" in err
+
+    def test_the_shipped_checkpoint_recalls(self, call_command):
+        """Over the segments that it was trained on, and over four times as many; by memory."""
+        code, out, err = call_command(evaluate, "text_recall", "--documents", "64", "--json")
+        found = json.loads(out)
+        assert (code, err) == (0, "")
+        for distance in ("8", "32"):
+            assert found["recall"][distance] == {"correct": 64, "total": 64}
+        assert found["wiped"]["correct"] < 10
 
     def test_evaluate_what_is_named(self, run, call_command, tmp_path):
         """All of a file; of one document there is no interval."""
@@ -284,10 +304,12 @@ class TestCommands:
 
 def test_words_that_come_again_from_afar():
     text = b"name other name " + b"." * 20 + b" name other"
-    found = far_repeats(text, 15)
+    places = np.arange(len(text))
+    found = far_repeats(text, places, 15)
     assert bytes(np.frombuffer(text, np.uint8)[found]) == b"nameother"
     assert found.nonzero()[0][0] == text.rindex(b"name")
-    assert not far_repeats(text, 100).any()
+    assert not far_repeats(text, places, 100).any()
+    assert not far_repeats(text, places // 4, 15).any(), "tokens of four bytes"
 
 
 def test_an_ablation_measures_held_out_documents(run, config, model):
