@@ -18,6 +18,8 @@ from ttm_jax.machine.memory import NUM_WRITES
 from ttm_jax.machine.processing import TOKEN_MIXING_DIM
 from ttm_jax.machine.summarize import BOTTLENECK_DIM
 
+TRAINING_PASSES = 3  # a backward pass costs two forward passes; what is recomputed is not counted, nor the optimiser
+
 Machine = TokenTuringMachine | TokenTuringMachineStep | SimpleTokenTuringMachine | SimpleTokenTuringMachineStep
 
 

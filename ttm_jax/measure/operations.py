@@ -10,7 +10,7 @@ import optax
 from flax import linen as nn
 
 from ttm_jax.cli import Progress
-from ttm_jax.machine.flops import multiply_adds, process_cost
+from ttm_jax.machine.flops import TRAINING_PASSES, multiply_adds, process_cost
 from ttm_jax.machine.memory import Read, make_write
 from ttm_jax.machine.processing import TransformerStack, make_processor
 from ttm_jax.measure.ceilings import CeilingSizes, ceiling_functions, ceiling_sizes, ceilings
@@ -18,7 +18,7 @@ from ttm_jax.measure.cost import machine_train_step, measure_flops
 from ttm_jax.measure.program import Program, Turns
 from ttm_jax.measure.report import Table, median, percent, planned_memory, quartiles, scaled
 from ttm_jax.measure.timing import affordable_calls
-from ttm_jax.measure.workload import TRAINING_PASSES, normal, random_variables, training_batch, training_flops
+from ttm_jax.measure.workload import normal, random_variables, training_batch, training_flops
 from ttm_jax.multiplication.config import Config
 from ttm_jax.multiplication.model import TTMModel, make_machine
 from ttm_jax.multiplication.objective import create_state

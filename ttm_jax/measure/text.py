@@ -1,7 +1,8 @@
 """The text models: what their configs cost, and tokens a second in training, reading and writing, beside a prediction.
 
 A prediction knows nothing but rates of this machine: of products in training and reading, whose shapes are the
-config's own, and in writing of weights that are read for each token.
+config's own, and in writing of weights that are read for each token. A call of writing draws as many tokens as a
+segment has, from the middle of one to the middle of the next, so that the machine makes its step once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,15 +18,16 @@ import numpy as np
 from ttm_jax.cli import Progress
 from ttm_jax.hardware.detect import detect_machine
 from ttm_jax.machine.causal_transformer import Cache, CausalTransformer
+from ttm_jax.machine.flops import TRAINING_PASSES
 from ttm_jax.measure.ceilings import PRODUCT, CeilingSizes, ceiling_functions, ceiling_sizes
 from ttm_jax.measure.program import Program, Turns
 from ttm_jax.measure.report import Table, median, percent, planned_memory, quartiles, scaled, times
 from ttm_jax.measure.workload import normal, random_variables, training_program
 from ttm_jax.tasks import load_config, make_objective
 from ttm_jax.text import sampling
-from ttm_jax.text.analyse import TRAINING_PASSES, analyse
+from ttm_jax.text.analyse import analyse
 from ttm_jax.text.config import Config
-from ttm_jax.text.language_model import PIECE, WINDOW
+from ttm_jax.text.language_model import WINDOW
 from ttm_jax.text.model import Place
 from ttm_jax.text.objective import TextObjective
 from ttm_jax.training.config import ConfigError, override
@@ -68,7 +70,7 @@ def measure(
     kinds = {name: load_kinds(name) for name in configs}
     ceiling = ceiling or ceiling_sizes(device)
     with jax.default_device(device):
-        progress.plan(2 + 2 * len(configs) + len(contexts))
+        progress.plan(3 + 2 * len(configs))
         progress.step("bandwidth")
         ladder = measure_ladder(device, largest, budget_s / 5)
         progress.step("ceiling")
@@ -78,10 +80,8 @@ def measure(
         rows = []
         for name, of_kind in kinds.items():
             rows += _config_rows(device, progress, name, of_kind, ladder, rate, budget_s)
-        by_context = []
-        for context in contexts:
-            progress.step(f"{configs[0]}: after {context:,} tokens")
-            by_context.append(_context_row(device, kinds[configs[0]], context, budget_s))
+        progress.step(f"{configs[0]}: after up to {max(contexts):,} tokens")
+        by_context = _context_rows(device, kinds[configs[0]], contexts, budget_s)
     caches = [asdict(cache) for cache in detect_machine().caches] if device.platform == "cpu" else []
     return {
         "ceiling_flops_per_s": rate,
@@ -138,7 +138,7 @@ def _config_rows(
     progress.step(f"{name}: products")
     any_config = configs[KINDS[0]]
     data, N = any_config.data, any_config.model.segment
-    tokens = {"training": data.batch_size * data.segments * N, "reading": WINDOW * N, "writing": PIECE}
+    tokens = {"training": data.batch_size * data.segments * N, "reading": WINDOW * N, "writing": N}
     rates = {form: measure_rates(device, any_config, tokens[form], budget_s / 10) for form in ("training", "reading")}
     progress.step(f"{name}: training, reading, writing")
     turns, planned = Turns(device, budget_s, most=200), {}
@@ -218,51 +218,61 @@ def _enter_training(turns: Turns, name: str, config: Config, objective: TextObje
 
 def _enter_generation(turns: Turns, kind: str, objective: TextObjective) -> None:
     """Let reading and writing of one text take part."""
+    model = objective.model
+    variables = _variables(objective)
+    shape = 1, WINDOW, objective.config.segment
+    tokens_1xTxN = np.random.default_rng(0).integers(objective.vocab_size, size=shape).astype(np.int32)
+    arguments = variables, tokens_1xTxN, model.initial_state(1)
+    turns.enter(f"reading {kind}", Program(partial(sampling.feed_segments, model), *arguments), *arguments)
+    turns.functions[f"writing {kind}"] = _writing(objective, variables, _place_after(objective, variables, shape[2]))
+
+
+def _variables(objective: TextObjective) -> dict[str, Any]:
+    return random_variables(objective.model, jnp.zeros((1, 1, objective.config.segment), jnp.int32))
+
+
+def _place_after(objective: TextObjective, variables: Any, context: int) -> Place:
+    """The middle of the segment that follows so many tokens."""
     model, N = objective.model, objective.config.segment
-    variables = random_variables(model, jnp.zeros((1, 1, N), jnp.int32))
-    tokens_1xTxN = np.random.default_rng(0).integers(objective.vocab_size, size=(1, WINDOW, N)).astype(np.int32)
-    state = model.initial_state(1)
-    read = partial(sampling.feed_segments, model)
-    arguments = variables, tokens_1xTxN, state
-    turns.enter(f"reading {kind}", Program(read, *arguments), *arguments)
-    _, state = read(*arguments)
-    turns.functions[f"writing {kind}"] = _writing(objective, variables, sampling.begin_segment(model, variables, state))
+    state, tokens_1xTxN = model.initial_state(1), jnp.zeros((1, 1, N), jnp.int32)
+    for _ in range(context // N):
+        _, state = sampling.feed_segments(model, variables, tokens_1xTxN, state)
+    _, place = sampling.open_segment(model, variables, tokens_1xTxN[:, 0], jnp.int32(N // 2), state)
+    return place
 
 
 def _writing(objective: TextObjective, variables: Any, place: Place) -> Callable[[], Any]:
-    """Write on from a place, so many tokens a call, at temperature 1 from all tokens."""
-    V = objective.vocab_size
-    start = jnp.zeros((1, V)), place
-
-    def write() -> Any:
-        return sampling.draw(
-            objective.model, variables, *start, np.ones(V, bool), jax.random.key(0), 0, PIECE, 1.0, 0, 1.0
-        )
-
-    return write
+    """Write as many tokens as a segment has, a call."""
+    logits_1xV, allowed_V = jnp.zeros((1, objective.vocab_size)), jnp.ones(objective.vocab_size, bool)
+    key, N = jax.random.key(0), objective.config.segment
+    return lambda: sampling.draw(objective.model, variables, logits_1xV, place, allowed_V, key, 0, N)
 
 
-def _context_row(device: jax.Device, configs: Mapping[str, Config], context: int, budget_s: float) -> dict[str, Any]:
-    """Writing after so many tokens: both kinds, and a Transformer that attends to all of them."""
+def _context_rows(
+    device: jax.Device, configs: Mapping[str, Config], contexts: Sequence[int], budget_s: float
+) -> list[dict[str, Any]]:
+    """Writing after so many tokens, all in turns: both kinds, and a Transformer that attends to all of them."""
     turns, state_bytes = Turns(device, budget_s, most=200), {}
-    for kind, config in configs.items():
-        objective = make_objective(config)
-        model, N = objective.model, config.model.segment
-        variables = random_variables(model, jnp.zeros((1, 1, N), jnp.int32))
-        state, tokens_1xTxN = model.initial_state(1), jnp.zeros((1, WINDOW, N), jnp.int32)
-        for _ in range(-(-context // (WINDOW * N))):
-            _, state = sampling.feed_segments(model, variables, tokens_1xTxN, state)
-        place = sampling.begin_segment(model, variables, state)
-        turns.functions[kind] = _writing(objective, variables, place)
-        state_bytes[kind] = _tree_bytes(place)
-    state_bytes[FULL] = _enter_full(turns, configs["transformer"], context)
-    timed = turns.time()
-    found = {}
-    for kind, size in state_bytes.items():
-        found[kind] = {**timed[kind], "state_bytes": size}
-        if "skipped" not in timed[kind]:
-            found[kind]["tokens_per_s"] = PIECE / timed[kind]["median_s"]
-    return {"context": context, "models": found}
+    N = configs[KINDS[0]].model.segment
+    for context in contexts:
+        for kind, config in configs.items():
+            objective = make_objective(config)
+            variables = _variables(objective)
+            place = _place_after(objective, variables, context)
+            turns.functions[f"{kind} {context}"] = _writing(objective, variables, place)
+            state_bytes[kind, context] = _tree_bytes(place)
+        state_bytes[FULL, context] = _enter_full(turns, configs["transformer"], context)
+    timed = turns.time(ROUNDS)
+    rows = []
+    for context in contexts:
+        models = {}
+        for kind in (*KINDS, FULL):
+            found = timed[f"{kind} {context}"]
+            models[kind] = {**found, "state_bytes": state_bytes[kind, context]}
+            if "skipped" not in found:
+                models[kind]["tokens_per_s"] = N / found["median_s"]
+        rows.append({"context": context, "models": models})
+    return rows
 
 
 def _enter_full(turns: Turns, config: Config, context: int) -> int:
@@ -272,23 +282,25 @@ def _enter_full(turns: Turns, config: Config, context: int) -> int:
     token_1x1xD = normal(1, 1, model.width)
     variables = {**random_variables(transformer, token_1x1xD), "embedding": normal(V, model.width)}
 
-    def write(cache: Cache, variables: Any, token: jax.Array) -> tuple[Cache, jax.Array]:
+    def write(cache: Cache, variables: Any, keys: jax.Array) -> tuple[Cache, jax.Array]:
         embedding_VxD = variables["embedding"]
 
-        def step(_: int, carry: tuple[Cache, jax.Array]) -> tuple[Cache, jax.Array]:
-            cache, token = carry
-            found: Any = transformer.apply({"params": variables["params"]}, embedding_VxD[token][None, None], cache)
+        def step(carry: tuple[Cache, jax.Array], key: jax.Array) -> tuple[tuple[Cache, jax.Array], None]:
+            cache, logits_1xV = carry
+            token_1 = sampling.sample(key, logits_1xV)
+            found: Any = transformer.apply({"params": variables["params"]}, embedding_VxD[token_1][:, None], cache)
             outputs_1x1xD, after = found
-            return after, (outputs_1x1xD[0, 0] @ embedding_VxD.T).argmax().astype(jnp.int32)
+            return (after, outputs_1x1xD[:, 0] @ embedding_VxD.T), None
 
-        after, token = jax.lax.fori_loop(0, PIECE, step, (cache, token))
-        return after._replace(length=cache.length), token
+        (after, logits_1xV), _ = jax.lax.scan(step, (cache, jnp.zeros((1, V))), keys)
+        return after._replace(length=cache.length), logits_1xV
 
-    empty = partial(transformer.empty_cache, 1, context + PIECE, model.width)
-    cache, token = jax.eval_shape(empty), jnp.int32(0)
-    program = Program(write, cache, variables, token, carries=True)
-    if turns.fits(FULL, program):  # only then is there room for the cache
-        turns.functions[FULL] = program.bind(empty()._replace(length=jnp.int32(context)), variables, token)
+    empty = partial(transformer.empty_cache, 1, context + model.segment, model.width)
+    cache, keys = jax.eval_shape(empty), jax.random.split(jax.random.key(0), model.segment)
+    program = Program(write, cache, variables, keys, carries=True)
+    name = f"{FULL} {context}"
+    if turns.fits(name, program):  # only then is there room for the cache
+        turns.functions[name] = program.bind(empty()._replace(length=jnp.int32(context)), variables, keys)
     return _tree_bytes(cache)
 
 

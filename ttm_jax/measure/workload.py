@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ttm_jax.machine.flops import TRAINING_PASSES
 from ttm_jax.measure.cost import machine_train_step, measure_flops
 from ttm_jax.measure.program import Program, Turns
 from ttm_jax.multiplication.config import Config
@@ -18,9 +19,6 @@ from ttm_jax.multiplication.steps import num_machine_steps, training_arrays
 from ttm_jax.multiplication.task import make_dataset
 from ttm_jax.training.mesh import Placement
 from ttm_jax.training.step import TrainState, train_step
-
-# A backward pass costs two forward passes. What is recomputed, and what the optimiser does, is not counted.
-TRAINING_PASSES = 3
 
 
 def normal(*shape: int) -> jax.Array:

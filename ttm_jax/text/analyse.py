@@ -5,13 +5,11 @@ from typing import Any
 
 import jax
 
-from ttm_jax.machine.flops import multiply_adds
+from ttm_jax.machine.flops import TRAINING_PASSES, multiply_adds
 from ttm_jax.machine.layers import apply
 from ttm_jax.text.config import Config, ModelConfig
 from ttm_jax.text.model import make_machine
 from ttm_jax.text.objective import make_objective, vocab_size
-
-TRAINING_PASSES = 3  # a backward pass costs two forward passes
 
 
 @dataclass(frozen=True)
@@ -22,15 +20,17 @@ class Analysis:
         parameters: how many numbers they are.
         macs: multiply-adds of a forward pass over a segment, by the part of the model.
         segment: N, tokens of a segment.
-        weight_bytes: of the parameters, all of which are read for each token that is written.
-        state_bytes: of all else that a text in writing holds: keys and values, memory, outputs.
+        weight_bytes: of the parameters.
+        machine_bytes: of those, the machine's, which are read once a segment.
+        key_bytes: of the keys and values that a token attends to.
     """
 
     parameters: int
     macs: dict[str, int]
     segment: int
     weight_bytes: int
-    state_bytes: int
+    machine_bytes: int
+    key_bytes: int
 
     @property
     def forward_flops(self) -> float:
@@ -44,8 +44,8 @@ class Analysis:
 
     @property
     def decoding_bytes(self) -> int:
-        """Return the bytes that writing one token reads: what has to fit a cache to come from there."""
-        return self.weight_bytes + self.state_bytes
+        """Return the bytes that writing one token reads, on average: what has to fit a cache to come from there."""
+        return self.weight_bytes - self.machine_bytes + self.machine_bytes // self.segment + self.key_bytes
 
 
 def analyse(config: Config) -> Analysis:
@@ -59,7 +59,8 @@ def analyse(config: Config) -> Analysis:
         macs=segment_macs(config.model, vocab_size(config)),
         segment=config.model.segment,
         weight_bytes=_bytes(params),
-        state_bytes=_bytes(place),
+        machine_bytes=_bytes(params.get("machine", ())),
+        key_bytes=_bytes((place.own, place.state.window, place.context)),
     )
 
 

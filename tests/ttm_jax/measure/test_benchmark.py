@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -34,6 +35,7 @@ from ttm_jax.measure.ceilings import CeilingSizes
 from ttm_jax.measure.report import Table, digits, quartiles, scaled
 from ttm_jax.measure.results import SECTIONS, describe, load_results, result_path, section_of
 from ttm_jax.multiplication.model import TTMModel
+from ttm_jax.tasks import config_from_dict, make_objective
 
 ROOT = Path(__file__).parents[3]
 PAGE, RESULTS = ROOT / "hardware_choice.md", ROOT / "results/hardware"
@@ -352,7 +354,7 @@ def test_every_policy_is_measured(sections):
 def test_both_kinds_of_a_text_config(sections):
     """Figures are in proportion: what is known in closed form, over what was timed."""
     section = sections["text"]
-    tokens = {"training": 2 * 2 * 4, "reading": text.WINDOW * 4, "writing": text.PIECE}
+    tokens = {"training": 2 * 2 * 4, "reading": text.WINDOW * 4, "writing": 4}
     assert [row["kind"] for row in section["rows"]] == ["transformer", "ttm"]
     for row in section["rows"]:
         for form, number in tokens.items():
@@ -364,6 +366,17 @@ def test_both_kinds_of_a_text_config(sections):
     for kind in text.KINDS:
         assert first[kind]["state_bytes"] == last[kind]["state_bytes"]
     assert last[text.FULL]["state_bytes"] - first[text.FULL]["state_bytes"] == (70 - 4) * 3 * 2 * 8 * 4
+
+
+def test_a_call_of_writing_has_one_step_of_the_machine():
+    objective = make_objective(config_from_dict(tomllib.loads(TEXT)))
+    variables = text._variables(objective)
+    place = text._place_after(objective, variables, 12)
+    assert int(place.tokens) == 2
+    assert bool(place.state.began.all())
+    _, _, after = text._writing(objective, variables, place)()
+    assert int(after.tokens) == 2
+    assert not np.array_equal(after.state.memory, place.state.memory)
 
 
 def test_bandwidth_is_that_of_the_sizes_next_to_it():

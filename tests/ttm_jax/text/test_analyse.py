@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ttm_jax.tasks import load_config
+from ttm_jax.tasks import load_config, make_objective
 from ttm_jax.text.analyse import analyse, segment_macs
 from ttm_jax.training.config import override
 
@@ -32,7 +32,19 @@ def test_the_four_configs(name, kind):
     assert found.parameters / 1e6 == pytest.approx(parameters, abs=0.05)
     assert found.training_flops / 1e6 == pytest.approx(training, abs=0.05)
     assert found.weight_bytes == 4 * found.parameters
-    assert found.state_bytes < found.decoding_bytes / 10
+    assert (found.machine_bytes > 0) == (kind == "ttm")
+    assert found.weight_bytes - found.machine_bytes < found.decoding_bytes < 1.06 * found.weight_bytes
+
+
+@pytest.mark.parametrize("kind", ["transformer", "ttm"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_multiply_adds_of_the_four_configs(name, kind, products):
+    config = override(load_config(f"text/{name}"), {"model.kind": kind})
+    objective = make_objective(config)
+    params = jax.eval_shape(objective.init, jax.random.key(0))
+    tokens_1x1xN = jax.ShapeDtypeStruct((1, 1, config.model.segment), jnp.int32)
+    traced = products(jax.make_jaxpr(objective.model.apply)({"params": params}, tokens_1x1xN).jaxpr)
+    assert sum(analyse(config).macs.values()) == traced
 
 
 @pytest.mark.parametrize("options", OPTIONS)
