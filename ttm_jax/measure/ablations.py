@@ -21,8 +21,10 @@ from ttm_jax.measure.studies import REFERENCE, STUDIES, Multiplication, Runs, St
 from ttm_jax.plotting import pyplot
 from ttm_jax.tasks import config_from_dict, load_config, make_objective
 from ttm_jax.training.checkpoint_files import CheckpointError
-from ttm_jax.training.config import ConfigError, config_to_dict, find_config
+from ttm_jax.training.config import ConfigError, config_to_dict, find_config, override
 from ttm_jax.training.run_folder import RunFolder
+
+DEFAULT = "multiplication"  # of the studies
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Run:
     @property
     def path(self) -> Path:
         """Return its run folder."""
-        return self.runs / f"{re.sub(r'[^a-z0-9]+', '-', self.name.lower())}-{self.seed}"
+        return self.runs / self.study.name / f"{re.sub(r'[^a-z0-9]+', '-', self.name.lower())}-{self.seed}"
 
     @property
     def log(self) -> Path:
@@ -54,13 +56,26 @@ class Run:
         begun = (self.path / "config.toml").exists()
         return [*self.command(), "--devices", "1", *(["--resume"] if begun else [])]
 
+    def config(self) -> Any:
+        """Return the config that it has."""
+        flags = self.study.rows[self.name]
+        changed = {flag[2:].replace("-", "_"): value for flag, value in zip(flags[::2], flags[1::2], strict=True)}
+        return override(load_config(self.study.config), {**changed, "train.seed": str(self.seed)})
+
     def is_finished(self) -> bool:
-        """Say whether it has made its last evaluation."""
+        """Say whether it has made its last evaluation.
+
+        Raises:
+            FileError: if its folder holds a run of another config.
+        """
         try:
-            train, last = load_config(self.path / "config.toml").train, self._evaluations()[-1]
-        except (ConfigError, OSError, IndexError):
+            config, evaluations = load_config(self.path / "config.toml"), self._evaluations()
+        except (ConfigError, OSError):
             return False
-        return last["step"] >= train.max_epochs * train.steps_per_epoch or last.get("stop", False)
+        if config != self.config():
+            raise FileError(f"{self.path}: a run of another config; move it away, or name another folder with --runs")
+        steps = config.train.max_epochs * config.train.steps_per_epoch
+        return bool(evaluations) and (evaluations[-1]["step"] >= steps or evaluations[-1].get("stop", False))
 
     def _evaluations(self) -> list[dict[str, Any]]:
         return [record for record in RunFolder(self.path).records() if record["kind"] == "eval"]
@@ -72,7 +87,7 @@ class Run:
             "name": self.name,
             "seed": self.seed,
             "command": " ".join(["python", *self.command()]),
-            "parameters": count_parameters(load_config(self.path / "config.toml")),
+            "parameters": count_parameters(self.config()),
             "steps": last["step"],
             "seconds": last["seconds"],
             **self.study.summarize(self.path, last),
@@ -81,7 +96,7 @@ class Run:
 
     def train(self) -> "Run":
         """Train it to its end, or raise TrainingFailed; what it prints is added to its log."""
-        self.runs.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("a", encoding="utf-8") as output:
             command = [sys.executable, *self.next_command()]
             code = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT).returncode
@@ -139,7 +154,7 @@ def markdown(study: Study, rows: Runs) -> str:
 def document(study: Study, rows: Runs) -> str:
     """Write the page: the table, with what a stranger has to know."""
     name = Path(study.results).name
-    argument = "" if isinstance(study, Multiplication) else f" {study.name}"
+    argument = "" if study.name == DEFAULT else f" {study.name}"
     return f"""# {study.title}
 
 {study.about} Written by
@@ -182,9 +197,7 @@ def _parser() -> Parser:
         "exit status: 0 done, 1 a training failed, 2 bad input, 130 interrupted",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "study", nargs="?", choices=STUDIES, default="multiplication", help="what is trained (multiplication)"
-    )
+    parser.add_argument("study", nargs="?", choices=STUDIES, default=DEFAULT, help=f"what is trained ({DEFAULT})")
     parser.add_argument("--only", nargs="+", metavar="ROW", help="some of its rows")
     parser.add_argument("--seeds", type=positive_int, default=3, metavar="N", help="runs of each row (3)")
     parser.add_argument("--jobs", type=positive_int, default=1, metavar="N", help="trainings at a time (1)")

@@ -1,17 +1,22 @@
 """What `python -m ttm_jax.ablations` compares: rows of trainings with one thing changed, and what comes of each."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from ttm_jax.measure.report import mean_and_range
+from ttm_jax.files import FileError
+from ttm_jax.measure.report import mean_and_range, scaled
 from ttm_jax.multiplication.config import Config
 from ttm_jax.multiplication.task import make_dataset
 from ttm_jax.statistics import ratio_interval
 from ttm_jax.tasks import load
+from ttm_jax.text.analyse import analyse
+from ttm_jax.text.corpus import evenly, read_corpus
+from ttm_jax.text.evaluate import SEQUENCES, measure_recall
+from ttm_jax.training.checkpoint_files import LATEST, find_checkpoint
 
 REFERENCE = "reference"
 DOCUMENTS, LONGEST = 40, 2**15  # of held-out text: how many are measured, and how many bytes of each
@@ -107,8 +112,9 @@ class Text:
     config = "text/ablation"
     title = "What the machine is worth to a language model"
     about = """Bits per byte of 40 held-out documents, of each the first 32 KiB: mean and range over the seeds. The
-difference to the reference is the mean over the seeds, with the 95 % interval over documents. The budget is
-[ablation.toml](../../configs/text/ablation.toml): short, so that the speed of learning is compared."""
+interval is over documents, of the mean of the seeds; each seed's difference stands beside it. The budget is
+[ablation.toml](../../configs/text/ablation.toml): short, so that the speed of learning is compared. All rows have its
+learning rate, which was chosen for the reference."""
     results = "text/ablations"
     rows: ClassVar[Mapping[str, tuple[str, ...]]] = {
         REFERENCE: (),
@@ -123,21 +129,28 @@ difference to the reference is the mean over the seeds, with the 95 % interval o
     limits: tuple[float, float] | None = None
 
     def summarize(self, run: Path, last: Mapping[str, Any]) -> dict[str, Any]:
-        from ttm_jax.text.corpus import evenly, read_corpus  # here alone: trainings run in other processes
-
-        model = load(run)
+        model = load(find_checkpoint(run, (LATEST,)))  # the best is best on documents that are held out
         data = model.config.data
         corpus = read_corpus(data.path, data.patterns, data.held_out)
         texts = [document.data[:LONGEST] for document in evenly(corpus.held_out, DOCUMENTS)]
         carried, reset = ([float(bits.sum()) for bits in model.token_bits(texts, n)] for n in (None, 0))
-        found = {"bytes": list(map(len, texts)), "bits": carried, "bits_reset": reset}
-        return {"corpus": {"name": corpus.name, "digest": corpus.digest}, "documents": found}
+        return {
+            "forward_flops": analyse(model.config).forward_flops,
+            "corpus": {"name": corpus.name, "digest": corpus.digest},
+            "documents": {"bytes": list(map(len, texts)), "bits": carried, "bits_reset": reset},
+        }
 
     def columns(self, rows: Runs) -> dict[str, list[str]]:
+        corpora = {run["corpus"]["digest"] for runs in rows.values() for run in runs}
+        if len(corpora) > 1:
+            raise FileError(f"{self.results}.json: its runs are of {len(corpora)} corpora; move it away, or those runs")
+        reference = rows.get(REFERENCE, [])
         return {
-            "bits per byte": [_range(_per_byte(runs, "bits"), ".3f") for runs in rows.values()],
-            "more than the reference": [_difference(runs, rows.get(REFERENCE)) for runs in rows.values()],
-            "reset at each segment": [_range(_per_byte(runs, "bits_reset"), ".3f") for runs in rows.values()],
+            "a token": [scaled(runs[0]["forward_flops"], "FLOP") for runs in rows.values()],
+            "bits per byte": [_range(_per_byte(runs, "bits")) for runs in rows.values()],
+            "more than the reference (95 %)": [_difference(runs, reference) for runs in rows.values()],
+            "of each seed": [", ".join(_differences(runs, reference)) for runs in rows.values()],
+            "reset at each segment": [_range(_per_byte(runs, "bits_reset")) for runs in rows.values()],
         }
 
     def score(self, run: Mapping[str, Any]) -> float:
@@ -150,8 +163,9 @@ class Recall:
     name = "recall"
     config = "text/recall_facts"
     title = "How many facts are recalled"
-    about = """Recall in % at the last level of the curriculum that a run reached, mean and range over the seeds; chance
-is 3.1 %. The budget is [recall_facts.toml](../../configs/text/recall_facts.toml): at most 3,000 steps."""
+    about = """Recall in % over 8 segments, the last of the curriculum, whether or not a run has reached it: mean and range
+over the seeds. Chance is 3.1 %. The budget is [recall_facts.toml](../../configs/text/recall_facts.toml): at most 3,000
+steps."""
     results = "text/recall_ablations"
     _16_FACTS = ("--recall.levels", "[[2,1],[2,2],[2,4],[2,8],[2,16],[3,16],[4,16],[6,16],[8,16]]")
     rows: ClassVar[Mapping[str, tuple[str, ...]]] = {
@@ -168,19 +182,26 @@ is 3.1 %. The budget is [recall_facts.toml](../../configs/text/recall_facts.toml
             *("--model.write", "erase_add", "--model.gate", "none"),
         ),
     }
-    label = "recall at the last level reached, %"
+    label = "recall over 8 segments, %"
     limits: tuple[float, float] | None = (-2, 102)
-    _REACHED = ("steps", "facts", "segments")
 
     def summarize(self, run: Path, last: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: last[name] for name in ("segments", "facts", "recall", "wiped")}
+        found, _ = measure_recall(load(find_checkpoint(run, (LATEST,))), SEQUENCES)
+        return {"reached": {name: last[name] for name in ("facts", "segments")}, **found}
 
     def columns(self, rows: Runs) -> dict[str, list[str]]:
+        def column(cell: Callable[[Mapping[str, Any]], str]) -> list[str]:
+            return [", ".join(map(cell, runs)) for runs in rows.values()]
+
+        longest = max(map(int, next(iter(rows.values()))[0]["recall"]))
         return {
-            **{key: [_range([run[key] for run in runs], ",") for runs in rows.values()] for key in self._REACHED},
+            "steps": column(lambda run: f"{run['steps']:,}"),
+            "facts x segments reached": column(lambda run: "{facts} x {segments}".format(**run["reached"])),
             "recalled, %": [mean_and_range([self.score(run) for run in runs]) for runs in rows.values()],
-            "over 32 segments, %": [_recalled([run["recall"].get("32") for run in runs]) for runs in rows.values()],
-            "memory wiped, %": [_recalled([run["wiped"] for run in runs]) for runs in rows.values()],
+            f"over {longest} segments, %": [
+                mean_and_range([_percent(run["recall"][str(longest)]) for run in runs]) for runs in rows.values()
+            ],
+            "memory wiped, %": [mean_and_range([_percent(run["wiped"]) for run in runs]) for runs in rows.values()],
         }
 
     def score(self, run: Mapping[str, Any]) -> float:
@@ -205,15 +226,9 @@ def _percent(counts: Mapping[str, int]) -> float:
     return 100 * counts["correct"] / counts["total"]
 
 
-def _recalled(counts: Sequence[Mapping[str, int] | None]) -> str:
-    """Mean and range of what was counted; nothing where that was not in all runs."""
-    known = [_percent(count) for count in counts if count is not None]
-    return mean_and_range(known) if len(known) == len(counts) else ""
-
-
-def _range(values: Sequence[float], form: str) -> str:
-    """Mean and range, each in a form; of one number the number."""
-    mean, low, high = (format(x, form) for x in (type(values[0])(statistics.mean(values)), min(values), max(values)))
+def _range(values: Sequence[float]) -> str:
+    """Mean and range; of one number the number."""
+    mean, low, high = (f"{x:.3f}" for x in (statistics.mean(values), min(values), max(values)))
     return mean if low == high else f"{mean} ({low} - {high})"
 
 
@@ -221,11 +236,23 @@ def _per_byte(runs: Sequence[Mapping[str, Any]], kind: str) -> list[float]:
     return [sum(run["documents"][kind]) / sum(run["documents"]["bytes"]) for run in runs]
 
 
-def _difference(runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]] | None) -> str:
-    """Bits per byte more than the reference, with the interval over documents; nothing of the reference itself."""
-    if reference is None or runs is reference:
+def _paired(runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
+    """Bits of each document more than the reference, of each seed that both have; none of the reference itself."""
+    of_seed = {} if runs is reference else {run["seed"]: run for run in reference}
+    both = [(run, of_seed[run["seed"]]) for run in runs if run["seed"] in of_seed]
+    return [np.subtract(*(each["documents"]["bits"] for each in pair)) for pair in both]
+
+
+def _differences(runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Bits per byte more than the reference, of each seed."""
+    total = sum(runs[0]["documents"]["bytes"])
+    return [f"{bits.sum() / total:+.3f}" for bits in _paired(runs, reference)]
+
+
+def _difference(runs: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> str:
+    """Their mean, with the interval over documents."""
+    if not (paired := _paired(runs, reference)):
         return ""
-    bits, of_reference = (np.mean([run["documents"]["bits"] for run in each], axis=0) for each in (runs, reference))
-    bytes_D = np.array(runs[0]["documents"]["bytes"], np.float64)
-    low, high = ratio_interval(bits - of_reference, bytes_D)
-    return f"{(bits - of_reference).sum() / bytes_D.sum():+.3f} ({low:+.3f} to {high:+.3f})"
+    bits_D, bytes_D = np.mean(paired, axis=0), np.array(runs[0]["documents"]["bytes"], np.float64)
+    low, high = ratio_interval(bits_D, bytes_D)
+    return f"{bits_D.sum() / bytes_D.sum():+.3f} ({low:+.3f} to {high:+.3f})"

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if model.config.data.kind == "recall":
             if args.path or args.bytes or args.reach or args.repeats:
                 return fail(parser, f"{args.checkpoint} recalls facts; it takes --documents and --json alone")
-            found, text = _recall(model, args.documents or SEQUENCES)
+            found, text = measure_recall(model, args.documents or SEQUENCES)
         else:
             about, documents = _documents(model, args.path)
             documents = [Document(d.name, d.data[: args.bytes]) for d in evenly(documents, args.documents)]
@@ -177,8 +177,8 @@ def describe(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _recall(model: LanguageModel, sequences: int) -> tuple[dict[str, Any], str]:
-    """The evaluation of the last level, of sequences that neither training nor its evaluations have drawn."""
+def measure_recall(model: LanguageModel, sequences: int) -> tuple[dict[str, Any], str]:
+    """Evaluate the last level, on sequences that training never draws; give the record, and words about it."""
     config = model.config
     config = dataclasses.replace(
         config,

@@ -3,15 +3,17 @@
 import json
 import shlex
 import subprocess
+from pathlib import Path
 
 import pytest
 
+from ttm_jax.files import FileError
 from ttm_jax.measure import ablations
 from ttm_jax.measure.ablations import main
 from ttm_jax.measure.studies import REFERENCE, STUDIES
 from ttm_jax.tasks import load_config
 from ttm_jax.training.command import resolve
-from ttm_jax.training.config import config_to_toml
+from ttm_jax.training.config import config_to_toml, override
 from ttm_jax.training.jax_command import make_parser
 
 NAMES = [REFERENCE, "no memory"]
@@ -20,8 +22,10 @@ LENGTHS = ("1x1", "2x1", "2x2", "3x1", "3x2")
 
 
 def write_run(workdir, share, steps=None, **ending):
-    """A run of the budget's config, finished unless `steps` says less."""
-    config = load_config(CONFIG)
+    """A run of multiplication, of the row and seed in the name of its folder; finished unless `steps` says less."""
+    name, _, seed = workdir.name.rpartition("-")
+    changed = {"no-memory": {"model.write": "none"}}.get(name, {})
+    config = override(load_config(CONFIG), {**changed, "train.seed": seed})
     steps = steps or config.train.max_epochs * config.train.steps_per_epoch
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / "config.toml").write_text(config_to_toml(config))
@@ -47,7 +51,7 @@ def folders(tmp_path):
 def finished(tmp_path):
     for name, shares in {"reference": (0.9, 0.8), "no-memory": (0.5, 0.3)}.items():
         for seed, share in enumerate(shares):
-            write_run(tmp_path / "runs" / f"{name}-{seed}", share)
+            write_run(tmp_path / "runs/multiplication" / f"{name}-{seed}", share)
 
 
 @pytest.fixture
@@ -57,7 +61,7 @@ def trained(tmp_path, monkeypatch):
 
     def train(command, **_):
         asked.append(command[1:])
-        write_run(tmp_path / "runs" / command[command.index("--workdir") + 1].rpartition("/")[2], 1.0)
+        write_run(Path(command[command.index("--workdir") + 1]), 1.0)
         return subprocess.CompletedProcess(command, 0)
 
     monkeypatch.setattr(subprocess, "run", train)
@@ -68,7 +72,7 @@ def test_the_table_has_mean_and_range_of_the_seeds(finished, folders, tmp_path, 
     assert main(["--only", *NAMES, "--seeds", "2", *folders]) == 0
     out = capsys.readouterr().out
     assert out.splitlines()[2].startswith("| reference | 327,561 | 2 | 85.0 (80.0 - 90.0) |")
-    assert out.splitlines()[3].startswith("| no memory | 327,561 | 2 | 40.0 (30.0 - 50.0) |")
+    assert out.splitlines()[3].startswith("| no memory | 314,945 | 2 | 40.0 (30.0 - 50.0) |")
     results = tmp_path / "results"
     assert (results / "ablations.md").read_text().endswith(f"\n\n{out}")
     assert (results / "ablations.png").stat().st_size > 1000
@@ -152,13 +156,27 @@ def test_several_at_a_time(folders, trained, capsys):
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path, folders, capsys):
-    write_run(tmp_path / "runs" / "reference-0", 0.5, steps=50)
+    write_run(tmp_path / "runs/multiplication/reference-0", 0.5, steps=50)
     assert main(["--list", "--only", REFERENCE, "--seeds", "1", *folders]) == 0
     assert capsys.readouterr().out.endswith("--train.seed 0 --devices 1 --resume\n")
 
 
+def test_runs_of_several_studies_are_apart(finished, folders, capsys):
+    assert main(["text", "--list", "--only", REFERENCE, "--seeds", "1", *folders]) == 0
+    assert "runs/text/reference-0" in capsys.readouterr().out
+
+
+def test_a_run_of_another_config_is_not_taken(tmp_path, folders, capsys):
+    folder = tmp_path / "runs/multiplication/reference-0"
+    write_run(folder, 0.5)
+    config = (folder / "config.toml").read_text()
+    (folder / "config.toml").write_text(config.replace("memory_size", "memory_size = 7 #"))
+    assert main(["--only", REFERENCE, "--seeds", "1", *folders]) == 2
+    assert f"{folder}: a run of another config; move it away" in capsys.readouterr().err
+
+
 def test_a_run_that_its_task_has_ended_is_finished(tmp_path, folders, capsys):
-    write_run(tmp_path / "runs" / "reference-0", 0.5, steps=50, stop=True)
+    write_run(tmp_path / "runs/multiplication/reference-0", 0.5, steps=50, stop=True)
     assert main(["--list", "--only", REFERENCE, "--seeds", "1", *folders]) == 0
     assert capsys.readouterr().out == ""
 
@@ -182,7 +200,7 @@ def test_a_training_that_does_not_end_well_is_said(folders, tmp_path, monkeypatc
 
     monkeypatch.setattr(subprocess, "run", train)
     assert main(["--only", REFERENCE, *folders]) == code
-    log = tmp_path / "runs/reference-0.log"
+    log = tmp_path / "runs/multiplication/reference-0.log"
     assert capsys.readouterr().err.endswith(f"{message.format(log=log)}\n")
     assert not (tmp_path / "results").exists()
     assert len(asked) == 1, "no more are begun"
@@ -191,7 +209,7 @@ def test_a_training_that_does_not_end_well_is_said(folders, tmp_path, monkeypatc
 def test_what_a_training_says_is_kept(folders, tmp_path, monkeypatch):
     monkeypatch.setattr(ablations.Run, "next_command", lambda run: ["-c", "print(7 * 8); raise SystemExit(3)"])
     assert main(["--only", REFERENCE, "--seeds", "1", *folders]) == 1
-    assert (tmp_path / "runs/reference-0.log").read_text() == "56\n"
+    assert (tmp_path / "runs/multiplication/reference-0.log").read_text() == "56\n"
 
 
 @pytest.mark.parametrize(
@@ -208,28 +226,39 @@ def test_what_there_is_not_is_one_line(folders, trained, capsys, flags, message)
     assert not trained
 
 
+def text_run(seed, bits, reset, digest="a"):
+    documents = {"bytes": [100, 300], "bits": bits, "bits_reset": reset}
+    return {"seed": seed, "forward_flops": 2e6, "corpus": {"digest": digest}, "documents": documents}
+
+
 def test_text_is_compared_document_by_document():
-    """The difference is the mean over the seeds, per byte of all documents."""
-
-    def run(bits, reset):
-        return {"documents": {"bytes": [100, 300], "bits": bits, "bits_reset": reset}}
-
-    rows = {REFERENCE: [run([100, 300], [200, 600]), run([300, 500], [400, 600])], "other": [run([240, 520], [0, 0])]}
+    """The difference is the mean over the seeds that both rows have, per byte of all documents."""
+    reference = [text_run(0, [100, 300], [200, 600]), text_run(1, [300, 500], [400, 600])]
+    rows = {REFERENCE: reference, "other": [text_run(1, [340, 620], [0, 0]), text_run(2, [9, 9], [0, 0])]}
     assert STUDIES["text"].columns(rows) == {
-        "bits per byte": ["1.500 (1.000 - 2.000)", "1.900"],
-        "more than the reference": ["", "+0.400 (+0.400 to +0.400)"],
+        "a token": ["2 MFLOP", "2 MFLOP"],
+        "bits per byte": ["1.500 (1.000 - 2.000)", "1.222 (0.045 - 2.400)"],
+        "more than the reference (95 %)": ["", "+0.400 (+0.400 to +0.400)"],
+        "of each seed": ["", "+0.400"],
         "reset at each segment": ["2.250 (2.000 - 2.500)", "0.000"],
     }
 
 
-def test_recall_is_told_at_the_level_reached():
-    def run(segments, correct):
-        recall = {str(n): {"correct": right, "total": 200} for n, right in correct.items()}
-        wiped = {"correct": 6, "total": 200}
-        return {"steps": 1000 * segments, "facts": 4, "segments": segments, "recall": recall, "wiped": wiped}
+def test_text_of_two_corpora_is_not_compared():
+    rows = {REFERENCE: [text_run(0, [1, 1], [1, 1])], "other": [text_run(0, [1, 1], [1, 1], digest="b")]}
+    with pytest.raises(FileError, match="its runs are of 2 corpora"):
+        STUDIES["text"].columns(rows)
 
-    rows = {REFERENCE: [run(8, {8: 200, 32: 190}), run(8, {8: 198, 32: 180})], "other": [run(2, {2: 50})]}
+
+def test_recall_is_told_at_the_last_level():
+    def run(reached, correct):
+        recall = {str(n): {"correct": right, "total": 200} for n, right in zip((8, 32), correct, strict=True)}
+        reached = {"facts": 4, "segments": reached}
+        wiped = {"correct": 6, "total": 200}
+        return {"steps": 1500, "reached": reached, "facts": 4, "segments": 8, "recall": recall, "wiped": wiped}
+
+    rows = {REFERENCE: [run(8, (200, 190)), run(8, (198, 180))], "other": [run(2, (50, 6))]}
     columns = STUDIES["recall"].columns(rows)
-    assert columns["segments"] == ["8", "2"]
+    assert columns["facts x segments reached"] == ["4 x 8, 4 x 8", "4 x 2"]
     assert columns["recalled, %"] == ["99.5 (99.0 - 100.0)", "25.0"]
-    assert columns["over 32 segments, %"] == ["92.5 (90.0 - 95.0)", ""]
+    assert columns["over 32 segments, %"] == ["92.5 (90.0 - 95.0)", "3.0"]
