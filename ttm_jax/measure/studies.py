@@ -163,9 +163,9 @@ class Recall:
     name = "recall"
     config = "text/recall_facts"
     title = "How many facts are recalled"
-    about = """Recall in % over 8 segments, the last of the curriculum, whether or not a run has reached it: mean and range
-over the seeds. Chance is 3.1 %. The budget is [recall_facts.toml](../../configs/text/recall_facts.toml): at most 3,000
-steps."""
+    about = """Recall in % over 8 segments, the last of the curriculum, whether or not a run has reached it: mean and
+range over the seeds. Chance is 3.1 %. The budget is
+[recall_facts.toml](../../configs/text/recall_facts.toml): at most 3,000 steps."""
     results = "text/recall_ablations"
     _16_FACTS = ("--recall.levels", "[[2,1],[2,2],[2,4],[2,8],[2,16],[3,16],[4,16],[6,16],[8,16]]")
     rows: ClassVar[Mapping[str, tuple[str, ...]]] = {

@@ -48,6 +48,7 @@ CONTEXTS = 256, 4096, 65_536
 SMALLEST, LARGEST = 2**15, 2**28  # bytes of the matrices whose bandwidth is measured
 READS = 2**27  # bytes that a call reads
 FULL = "full attention"
+LABELS = {"transformer": "plain, window", "ttm": "with the machine", FULL: FULL}  # of the models, for people
 ROUNDS = 5  # over which calls are spread: a step of training may take as long as a hundred tokens
 
 
@@ -319,7 +320,7 @@ def tables(section: dict[str, Any]) -> list[Table]:
     ladder = [[scaled(row["bytes"], "B"), scaled(row["bytes_per_s"], "B/s")] for row in section["ladder"]]
     costs, speeds = [], []
     for row in section["rows"]:
-        label = f"{Path(row['config']).stem}, {row['kind']}"
+        label = f"{Path(row['config']).stem}, {LABELS[row['kind']]}"
         costs.append(
             [
                 label,
@@ -340,10 +341,10 @@ def tables(section: dict[str, Any]) -> list[Table]:
             cells = [median(found), quartiles(found), f"{measured:,.0f}", times(predicted / measured)]
             speeds.append([f"{label}, {form}", *cells, percent(found["flops_fraction"]) if form == "training" else ""])
     contexts = [
-        [f"{row['context']:,}", *(cell for found in row["models"].values() for cell in _context_cells(found))]
+        [f"{row['context']:,}", *(cell for kind in LABELS for cell in _context_cells(row["models"][kind]))]
         for row in section["contexts"]["rows"]
     ]
-    kinds = [cell for kind in (*KINDS, FULL) for cell in (f"{kind}, tokens/s", "state")]
+    kinds = [cell for label in LABELS.values() for cell in (f"{label}, tokens/s", "state")]
     return [
         Table("weights read again and again, by their size", ["", "rate"], ladder),
         Table(
