@@ -77,30 +77,22 @@ class TestCommand:
 
     @pytest.mark.parametrize("write", [print, lambda text: Console().print(text)])
     @pytest.mark.parametrize("lines", [1, 10_000])
-    def test_it_ends_in_silence_where_no_one_reads(self, lines, write, monkeypatch, capsys):
-        reading, writing = os.pipe()
-        os.close(reading)
-        with os.fdopen(writing, "w") as pipe:
-            monkeypatch.setattr(sys, "stdout", pipe)
+    def test_it_ends_in_silence_where_no_one_reads(self, lines, write, unread, capsys):
+        with unread("stdout"):
             assert self.run(lambda: write("line\n" * lines)) == 141
-            pipe.flush()
         assert capsys.readouterr().err == ""
 
     @pytest.mark.parametrize("stdout", [None, io.StringIO()])
     @pytest.mark.parametrize("interrupted", [False, True])
-    def test_it_ends_in_silence_where_no_one_reads_its_errors(self, interrupted, stdout, monkeypatch):
+    def test_it_ends_in_silence_where_no_one_reads_its_errors(self, interrupted, stdout, unread, monkeypatch):
         def act():
             if interrupted:
                 raise KeyboardInterrupt
             print("line", file=sys.stderr, flush=True)
 
-        reading, writing = os.pipe()
-        os.close(reading)
-        with os.fdopen(writing, "w", buffering=1) as pipe:
-            monkeypatch.setattr(sys, "stdout", stdout)
-            monkeypatch.setattr(sys, "stderr", pipe)
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with unread("stderr"):
             assert self.run(act) == 141
-            pipe.flush()
 
     def test_ctrl_c_is_one_line(self, capsys):
         def interrupted():
