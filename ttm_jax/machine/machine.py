@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from ttm_jax.machine.layers import Dtype, at_least_float32, broadcast_batch, keep_valid, standard_promotion
+from ttm_jax.machine.layers import Dtype, Module, at_least_float32, broadcast_batch, keep_valid, standard_promotion
 from ttm_jax.machine.memory import READS, WRITES, Read, concat_memory_input, make_write
 from ttm_jax.machine.processing import PROCESSING_UNITS, make_processor
 from ttm_jax.machine.summarize import MLPSummarizer
@@ -46,7 +46,7 @@ REMAT_POLICIES = {
 DEFAULT_REMAT = "dots"
 
 
-class _Options(nn.Module):
+class _Options(Module):
     """What a step and a machine have in common; see `TokenTuringMachine`."""
 
     memory_size: int = 96
@@ -138,7 +138,6 @@ class TokenTuringMachineStep(_UnitOptions):
     """
 
     @nn.compact
-    @standard_promotion()
     def __call__(
         self,
         memory_BxMxD: jax.Array,
@@ -173,7 +172,6 @@ class SimpleTokenTuringMachineStep(_Options):
     """
 
     @nn.compact
-    @standard_promotion()
     def __call__(
         self,
         memory_BxMxD: jax.Array,
@@ -195,7 +193,7 @@ class SimpleTokenTuringMachineStep(_Options):
         return self._end(memory_BxMxD, memory, output, valid_B)
 
 
-class _Machine(nn.Module):
+class _Machine(Module):
     """The scan of a step over a sequence; `_step_class` says which step."""
 
     learned_memory: bool = True
@@ -207,7 +205,6 @@ class _Machine(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    @standard_promotion()
     def __call__(
         self,
         tokens_BxTxNxD: jax.Array,
