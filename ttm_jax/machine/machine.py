@@ -94,7 +94,7 @@ class _Options(Module):
     ) -> jax.Array:
         """Check the inputs of a step; return the tokens, of steps that are not valid zeros."""
         B, N, D = tokens_BxNxD.shape
-        _check_train(train)
+        _as_bool(train)
         _check_mask("valid_B", valid_B, (B,))
         _check_mask("valid_BxN", valid_BxN, (B, N))
         _check_tokens(self, self.variables.get("params", {}), N, D)
@@ -237,7 +237,7 @@ class _Machine(Module):
             raise ValueError(f"tokens must be an array [B, T, N, D], got {type(tokens_BxTxNxD).__name__}")
         if tokens_BxTxNxD.ndim != 4:
             raise ValueError(f"tokens must be [B, T, N, D], got shape {tokens_BxTxNxD.shape}")
-        _check_train(train)
+        train = _as_bool(train)
         B, T, N, D = tokens_BxTxNxD.shape
         if any(size < 1 for size in tokens_BxTxNxD.shape):
             raise ValueError(f"tokens must have no empty axis, got shape {tokens_BxTxNxD.shape}")
@@ -300,7 +300,9 @@ class _Machine(Module):
         try:
             leaf = reduce(getitem, path, variables)
         except (KeyError, TypeError):
-            raise ValueError(f"variables must be the machine's own, with {'/'.join(path)} in them") from None
+            leaf = None
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            raise ValueError(f"variables must be the machine's own, with {'/'.join(path)} in them")
         initial_1xMxD = at_least_float32(leaf) if self._learns_memory() else self._zero_memory(leaf.shape[0])
         return jnp.broadcast_to(initial_1xMxD, (batch, *initial_1xMxD.shape[1:]))
 
@@ -382,10 +384,11 @@ def _check_tokens(options: Any, step_params: Any, N: int, D: int) -> None:
         raise ValueError(f"tokens must have {fits} as the parameters have, got {dict(N=N, D=D)}")
 
 
-def _check_train(train: Any) -> None:
-    if not isinstance(train, bool | np.bool_):
-        told = f"{train.dtype}{list(train.shape)}" if hasattr(train, "shape") else repr(train)
+def _as_bool(train: Any) -> bool:
+    if shape := np.shape(train):
+        told = f"{getattr(train, 'dtype', '')}{list(shape)}"
         raise ValueError(f"train must be True or False, got {told}; masks are passed by their names")
+    return bool(train)
 
 
 def _check_mask(name: str, value: Any, shape: tuple[int, ...]) -> None:
