@@ -303,9 +303,8 @@ class _Machine(Module):
             leaf = None
         if not isinstance(leaf, jax.Array | np.ndarray):
             raise ValueError(f"variables must be the machine's own, with {'/'.join(path)} in them")
-        initial_1xMxD = (
-            at_least_float32(jnp.asarray(leaf)) if self._learns_memory() else self._zero_memory(leaf.shape[0])
-        )
+        learned = self._learns_memory()
+        initial_1xMxD = at_least_float32(jnp.asarray(leaf)) if learned else self._zero_memory(leaf.shape[0])
         return jnp.broadcast_to(initial_1xMxD, (batch, *initial_1xMxD.shape[1:]))
 
     def _initial_memory(self, width: int) -> jax.Array:
