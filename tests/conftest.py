@@ -84,12 +84,13 @@ TINY = {
 def pytest_configure(config: pytest.Config) -> None:
     """All tests run on the CPU, where results are exact to the bit, but for `-m gpu`.
 
-    Their programs are not optimised, nor are those of the commands that they start: most of the time would be XLA's.
-    `python -m parity` runs them as users do.
+    The programs of the tests chosen by default are not optimised, nor are those of the commands that they start: most
+    of the time would be XLA's. Slow tests and `python -m parity` run them as users do.
     """
     if config.option.markexpr != "gpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
         jax.config.update("jax_platforms", "cpu")
+    if config.option.markexpr in config.getini("addopts"):
         os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
         jax.config.update("jax_disable_most_optimizations", True)
     if not hasattr(config, "workerinput"):
@@ -371,6 +372,22 @@ def small_files() -> Callable[[int], Any]:
 def no_more_files() -> Callable[[], Any]:
     """`with no_more_files()`: none can be opened."""
     return partial(limited, resource.RLIMIT_NOFILE, 0)
+
+
+@pytest.fixture
+def unread(monkeypatch) -> Callable[..., Any]:
+    """`with unread("stdout")`: no one reads it any more."""
+
+    @contextmanager
+    def closed(name: str) -> Iterator[None]:
+        reading, writing = os.pipe()
+        os.close(reading)
+        with os.fdopen(writing, "w", buffering=1) as pipe, monkeypatch.context() as patch:
+            patch.setattr(sys, name, pipe)
+            yield
+            pipe.flush()  # as the interpreter does at its end
+
+    return closed
 
 
 @pytest.fixture

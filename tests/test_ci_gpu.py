@@ -113,10 +113,18 @@ def test_the_parts_name_few_files_and_fit_the_time(gpu, tmp_path):
         names = {name for part in parts for name in part.files}
         assert len(names | {"summary.json"}) <= 8
         assert all(name.rstrip("/").count("/") == 0 for name in names)
-        assert sum(part.limit_s for part in parts if part.limit_s < gpu.SECONDS) <= gpu.SECONDS
+        assert sum(part.limit_s or 0 for part in parts) <= gpu.SECONDS
         assert all(part.platforms.startswith("cuda") for part in parts)
     (tests,) = (part for part in parts if part.name == "tests")
     assert str(Path(__file__).parent / "parity/test_gpu.py") in tests.arguments
+
+
+def test_the_last_parts_share_the_time_that_is_left(gpu, folders, monkeypatch):
+    limits = []
+    monkeypatch.setattr(gpu, "run_part", lambda part, limit_s, *_: limits.append(limit_s) or {"exit_code": 0})
+    assert gpu.run_parts([gpu.Part("first", [], 60), *[gpu.Part("shared", [], None)] * 2], *folders, 100.0) == []
+    assert limits[0] == 60
+    assert limits[1] <= 50 < limits[2], "what one leaves is the other's"
 
 
 def test_the_commands_take_their_arguments(gpu, tmp_path):

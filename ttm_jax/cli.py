@@ -55,8 +55,10 @@ def _ended_by_interrupt() -> Generator[None]:
     """Let Ctrl-C end the process at once: imports and JAX's callbacks lose a KeyboardInterrupt, or break by it."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        os.write(2, f"{_STOPPED}\n".encode())
-        os._exit(130)
+        try:
+            os.write(2, f"{_STOPPED}\n".encode())
+        finally:  # where no one reads it, too
+            os._exit(130)
 
     handler = signal.getsignal(signal.SIGINT)
     if handler is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
@@ -82,32 +84,41 @@ def command(main: Callable[Arguments, int]) -> Callable[Arguments, int]:
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(errors="replace", line_buffering=True)
         try:
-            try:
-                return main(*args, **kwargs)
-            finally:
-                if sys.stdout is not None:
-                    sys.stdout.flush()
+            return _in_one_line(lambda: main(*args, **kwargs))
         except (BrokenPipeError, SystemExit) as error:
             if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):  # as Rich has it
                 raise
-            # What is left in the buffer goes nowhere, or the interpreter's own flush would tell of it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                try:
+                    stream.flush()
+                except BrokenPipeError:  # what is left goes nowhere, or the interpreter's own flush would tell of it
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
             return 141  # as the shell has it of a tool that SIGPIPE ended
-        except KeyboardInterrupt:
-            print(_STOPPED, file=sys.stderr)
-            return 130
-        except OSError as error:
-            if error.errno not in _SHORT:
-                raise
-            print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
-            return 1
-        except (RuntimeError, AssertionError):  # with either JAX says that there is no device
-            if (platforms := _missing_platforms()) is None:
-                raise
-            print(f"error: JAX_PLATFORMS={platforms}: JAX finds no such device here", file=sys.stderr)
-            return 1
 
     return run
+
+
+def _in_one_line(act: Callable[[], int]) -> int:
+    """Act, and say in one line why it can't go on; return the exit code."""
+    try:
+        try:
+            return act()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except KeyboardInterrupt:
+        print(_STOPPED, file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno not in _SHORT:
+            raise
+        print(f"error: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        return 1
+    except (RuntimeError, AssertionError):  # with either JAX says that there is no device
+        if (platforms := _missing_platforms()) is None:
+            raise
+        print(f"error: JAX_PLATFORMS={platforms}: JAX finds no such device here", file=sys.stderr)
+        return 1
 
 
 def door(module: str) -> Callable[..., int]:

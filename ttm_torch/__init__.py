@@ -21,10 +21,11 @@ else:
 
     def __getattr__(name):
         public = {key: value for key, value in vars(import_module("ttm_torch.names")).items() if key[0] != "_"}
-        globals().update(public, __all__=sorted(public))
-        if name not in globals():
+        if name == "__all__":
+            return sorted(public)
+        if name not in public:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)
-        return globals()[name]
+        return globals().setdefault(name, public[name])
 
     def __dir__():
-        return [*globals(), *__getattr__("__all__")]
+        return sorted({*globals(), *__getattr__("__all__")})

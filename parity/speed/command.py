@@ -65,6 +65,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--only", metavar="PATTERN", default="", help="only cases whose name has this in it; * is anything"
     )
+    parser.add_argument("--list", action="store_true", help="print the names of the cases and measure nothing")
     parser.add_argument(
         "--variants", nargs="+", choices=VARIANTS, metavar="VARIANT", help=f"of {', '.join(VARIANTS)} (all)"
     )
@@ -86,8 +87,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     cases = select(args)
     if not cases:
-        names = ", ".join(case.name for case in all_cases())
-        return fail(parser, f"--only {args.only} fits no case; they are: {names}")
+        examples = ", ".join(case.name for case in all_cases()[:2])
+        return fail(parser, f"--only {args.only} fits no case; names are such as {examples}; --list prints them")
+    if args.list:
+        print("\n".join(case.name for case in cases))
+        return 0
     path = (args.out or SCRATCH) / f"{args.device}.json"
     if problem := None if args.report else missing_device(args.device):
         return fail(parser, problem)
@@ -97,6 +101,8 @@ def main(argv: list[str] | None = None) -> int:
         return _measure(parser, cases, path, args)
     except ValueError as error:
         return fail(parser, error)
+    except BrokenPipeError:
+        raise  # no one reads what is printed
     except OSError as error:
         return fail(parser, f"{error.filename}: {error.strerror}")
 

@@ -200,8 +200,7 @@ def test_a_wrong_rate_is_noticed(tiny_machine, tmp_path, monkeypatch):
         check_agreement({JAX: right, EAGER: wrong}, tolerance("float32", "cpu"))
 
 
-def test_processes_of_both_frameworks_agree(tiny, monkeypatch):
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+def test_processes_of_both_frameworks_agree(tiny):
     limits = Limits(case_s=0, min_rounds=2, turn_s=0)
     result, said = measure(Case(tiny, 4, "float32", "train", (JAX, EAGER)), limits=limits)
     assert result["difference"] < 1e-4

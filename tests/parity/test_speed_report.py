@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from parity.speed import command
+from parity.speed.__main__ import main as door
 from parity.speed.cases import EAGER, JAX, all_cases
 from parity.speed.report import README_ROWS, markdown, readme_table
 from ttm_jax.measure.report import put_block
@@ -163,7 +164,7 @@ def test_a_failure_is_in_the_exit_status(monkeypatch, result, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--only nothing", "--only nothing fits no case; they are: quick/"),
+        ("--only nothing", "--only nothing fits no case; names are such as quick/"),
         ("--quik", "unknown argument --quik; did you mean --quick?"),
         ("--variants jaxx", "invalid choice: 'jaxx'"),
         ("--first-call 0", "must be a positive integer, got '0'"),
@@ -196,3 +197,15 @@ def test_without_pytorch(monkeypatch, fake_measure, tmp_path, capsys):
     assert command.main(["--quick", "--out", str(tmp_path)]) == 2
     assert "error: PyTorch is not installed; pip install 'token-turing" in capsys.readouterr().err
     assert not fake_measure
+
+
+def test_names_are_listed(capsys):
+    assert command.main(["--list", "--quick", "--only", "quick"]) == 0
+    assert capsys.readouterr().out == "quick/6/float32/train\n"
+
+
+def test_a_reader_that_goes_away_is_no_fault_of_a_file(result, unread, tmp_path, capsys):
+    (tmp_path / "cpu.json").write_text(json.dumps(result))
+    with unread("stdout"):
+        assert door(["--report", "--out", str(tmp_path)]) == 141
+    assert capsys.readouterr().err == ""

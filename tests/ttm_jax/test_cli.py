@@ -77,14 +77,22 @@ class TestCommand:
 
     @pytest.mark.parametrize("write", [print, lambda text: Console().print(text)])
     @pytest.mark.parametrize("lines", [1, 10_000])
-    def test_it_ends_in_silence_where_no_one_reads(self, lines, write, monkeypatch, capsys):
-        reading, writing = os.pipe()
-        os.close(reading)
-        with os.fdopen(writing, "w") as pipe:
-            monkeypatch.setattr(sys, "stdout", pipe)
+    def test_it_ends_in_silence_where_no_one_reads(self, lines, write, unread, capsys):
+        with unread("stdout"):
             assert self.run(lambda: write("line\n" * lines)) == 141
-            pipe.flush()
         assert capsys.readouterr().err == ""
+
+    @pytest.mark.parametrize("stdout", [None, io.StringIO()])
+    @pytest.mark.parametrize("interrupted", [False, True])
+    def test_it_ends_in_silence_where_no_one_reads_its_errors(self, interrupted, stdout, unread, monkeypatch):
+        def act():
+            if interrupted:
+                raise KeyboardInterrupt
+            print("line", file=sys.stderr, flush=True)
+
+        monkeypatch.setattr(sys, "stdout", stdout)
+        with unread("stderr"):
+            assert self.run(act) == 141
 
     def test_ctrl_c_is_one_line(self, capsys):
         def interrupted():
@@ -133,7 +141,8 @@ class TestCommand:
         assert err.count("\n") == 1
 
 
-def test_ctrl_c_during_an_import_that_loses_it_is_one_line(tmp_path):
+@pytest.mark.parametrize("read", [True, False])
+def test_ctrl_c_during_an_import_that_loses_it_is_one_line(read, tmp_path):
     """As of the packages in C, some of which turn it into an error of their own."""
     (tmp_path / "losing.py").write_text(
         "import contextlib, signal\n"
@@ -142,9 +151,14 @@ def test_ctrl_c_during_an_import_that_loses_it_is_one_line(tmp_path):
         "def main(argv): return 0\n"
     )
     code = f"import sys; sys.path.append({str(tmp_path)!r}); from ttm_jax.cli import door; sys.exit(door('losing')())"
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (ended.returncode, ended.stdout) == (130, "")
-    assert ended.stderr.count("\n") == 1
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as pipe:
+        if not read:
+            pipe.close()
+        ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=writing)
+        os.close(writing)
+        assert (ended.returncode, ended.stdout) == (130, b"")
+        assert not read or pipe.read().count(b"\n") == 1
 
 
 def test_commands_import_what_takes_long_when_they_have_begun():

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ttm_jax.machine.layers import Dtype, FeedForward, LayerNorm, at_least_float32
+from ttm_jax.machine.layers import Dtype, FeedForward, LayerNorm, Module, at_least_float32
 
 QUERY_BLOCK = 256  # at most so many queries attend at a time, so that scores take memory C, not C^2
 ROTARY_BASE = 10_000.0
@@ -25,7 +25,7 @@ class Cache(NamedTuple):
     length: jax.Array
 
 
-class CausalTransformer(nn.Module):
+class CausalTransformer(Module):
     """L pre-norm blocks with rotary positions (arXiv 2104.09864): tokens [B, Q, D] to outputs [B, Q, D].
 
         outputs_BxSxD, _ = transformer.apply(variables, tokens_BxSxD)                    # whole sequence
@@ -66,7 +66,7 @@ class CausalTransformer(nn.Module):
         return Cache(empty[: self.num_layers], empty[self.num_layers :], jnp.zeros((), jnp.int32))
 
 
-class CachedAttention(nn.Module):
+class CachedAttention(Module):
     """Causal attention of new tokens to a cache. The new tokens are added to the cache first.
 
     Raises:

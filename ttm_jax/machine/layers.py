@@ -32,11 +32,22 @@ def standard_promotion() -> Generator[None]:
         yield
 
 
+class Module(nn.Module):
+    """A linen module that may be called where the user wants dtypes to be promoted strictly."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        if "__call__" in vars(cls):
+            cls.__call__ = standard_promotion()(cls.__call__)
+        super().__init_subclass__(**kwargs)
+
+
+@standard_promotion()
 def apply(module: nn.Module, params: Any, *inputs: Any, method: str | None = None) -> Any:
     """Apply a module as a pure function of its parameters and inputs."""
     return module.apply({"params": params}, *inputs, method=method)
 
 
+@standard_promotion()
 def at_least_float32(x: jax.Array) -> jax.Array:
     """Return `x` in float32, or as it is where its dtype is wider: for softmax and memory under bfloat16."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
@@ -70,7 +81,7 @@ def softmax_over_tokens(logits: jax.Array, axis: int, valid_BxN: jax.Array | Non
     return jnp.where(valid, weights, 0)
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(Module):
     """Flax's `LayerNorm` of the last axis, [..., D] to [..., D], with a gradient that is faster on a CPU.
 
     Statistics are in float32 at least.
@@ -133,7 +144,7 @@ def _deviations(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return deviations, jax.lax.rsqrt(variance + LAYER_NORM_EPS)
 
 
-class FeedForward(nn.Module):
+class FeedForward(Module):
     """Dense, GELU (tanh form), Dense, with dropout after each (Scenic `MlpBlock`).
 
     Maps [..., D] to [..., `out_dim`], or back to [..., D] when `out_dim` is None.
@@ -176,7 +187,7 @@ def _matrix_product(x: jax.Array, kernel: jax.Array, dimension_numbers: Any, pre
     return y.reshape(*rows, *features)
 
 
-class MultiHeadAttention(nn.Module):
+class MultiHeadAttention(Module):
     """softmax(q k^T / sqrt(K)) v over H heads, softmax in float32 at least.
 
     Takes queries [B, Q, D] and tokens [B, N, D]; gives [B, Q, D]. Tokens that are not valid are not attended to.
@@ -223,7 +234,7 @@ class MultiHeadAttention(nn.Module):
         return dense(features=width, axis=(-2, -1), name="out")(heads_BxQxHxK)
 
 
-class Positions(nn.Module):
+class Positions(Module):
     """A learned embedding added to each location: [B, N, D] to [B, N, D] (Scenic `AddPositionEmbs`)."""
 
     param_dtype: Dtype = jnp.float32

@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from ttm_jax.machine.layers import Dtype, at_least_float32, broadcast_batch, keep_valid, standard_promotion
+from ttm_jax.machine.layers import Dtype, Module, at_least_float32, broadcast_batch, keep_valid, standard_promotion
 from ttm_jax.machine.memory import READS, WRITES, Read, concat_memory_input, make_write
 from ttm_jax.machine.processing import PROCESSING_UNITS, make_processor
 from ttm_jax.machine.summarize import MLPSummarizer
@@ -46,7 +46,7 @@ REMAT_POLICIES = {
 DEFAULT_REMAT = "dots"
 
 
-class _Options(nn.Module):
+class _Options(Module):
     """What a step and a machine have in common; see `TokenTuringMachine`."""
 
     memory_size: int = 96
@@ -94,7 +94,7 @@ class _Options(nn.Module):
     ) -> jax.Array:
         """Check the inputs of a step; return the tokens, of steps that are not valid zeros."""
         B, N, D = tokens_BxNxD.shape
-        _check_train(train)
+        _as_bool(train)
         _check_mask("valid_B", valid_B, (B,))
         _check_mask("valid_BxN", valid_BxN, (B, N))
         _check_tokens(self, self.variables.get("params", {}), N, D)
@@ -138,7 +138,6 @@ class TokenTuringMachineStep(_UnitOptions):
     """
 
     @nn.compact
-    @standard_promotion()
     def __call__(
         self,
         memory_BxMxD: jax.Array,
@@ -173,7 +172,6 @@ class SimpleTokenTuringMachineStep(_Options):
     """
 
     @nn.compact
-    @standard_promotion()
     def __call__(
         self,
         memory_BxMxD: jax.Array,
@@ -195,7 +193,7 @@ class SimpleTokenTuringMachineStep(_Options):
         return self._end(memory_BxMxD, memory, output, valid_B)
 
 
-class _Machine(nn.Module):
+class _Machine(Module):
     """The scan of a step over a sequence; `_step_class` says which step."""
 
     learned_memory: bool = True
@@ -207,7 +205,6 @@ class _Machine(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    @standard_promotion()
     def __call__(
         self,
         tokens_BxTxNxD: jax.Array,
@@ -240,7 +237,7 @@ class _Machine(nn.Module):
             raise ValueError(f"tokens must be an array [B, T, N, D], got {type(tokens_BxTxNxD).__name__}")
         if tokens_BxTxNxD.ndim != 4:
             raise ValueError(f"tokens must be [B, T, N, D], got shape {tokens_BxTxNxD.shape}")
-        _check_train(train)
+        train = _as_bool(train)
         B, T, N, D = tokens_BxTxNxD.shape
         if any(size < 1 for size in tokens_BxTxNxD.shape):
             raise ValueError(f"tokens must have no empty axis, got shape {tokens_BxTxNxD.shape}")
@@ -303,8 +300,11 @@ class _Machine(nn.Module):
         try:
             leaf = reduce(getitem, path, variables)
         except (KeyError, TypeError):
-            raise ValueError(f"variables must be the machine's own, with {'/'.join(path)} in them") from None
-        initial_1xMxD = at_least_float32(leaf) if self._learns_memory() else self._zero_memory(leaf.shape[0])
+            leaf = None
+        if not isinstance(leaf, jax.Array | np.ndarray):
+            raise ValueError(f"variables must be the machine's own, with {'/'.join(path)} in them")
+        learned = self._learns_memory()
+        initial_1xMxD = at_least_float32(jnp.asarray(leaf)) if learned else self._zero_memory(leaf.shape[0])
         return jnp.broadcast_to(initial_1xMxD, (batch, *initial_1xMxD.shape[1:]))
 
     def _initial_memory(self, width: int) -> jax.Array:
@@ -385,10 +385,11 @@ def _check_tokens(options: Any, step_params: Any, N: int, D: int) -> None:
         raise ValueError(f"tokens must have {fits} as the parameters have, got {dict(N=N, D=D)}")
 
 
-def _check_train(train: Any) -> None:
-    if not isinstance(train, bool | np.bool_):
-        told = f"{train.dtype}{list(train.shape)}" if hasattr(train, "shape") else repr(train)
+def _as_bool(train: Any) -> bool:
+    if shape := np.shape(train):
+        told = f"{getattr(train, 'dtype', '')}{list(shape)}"
         raise ValueError(f"train must be True or False, got {told}; masks are passed by their names")
+    return bool(train)
 
 
 def _check_mask(name: str, value: Any, shape: tuple[int, ...]) -> None:

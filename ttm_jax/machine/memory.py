@@ -13,7 +13,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ttm_jax.machine.layers import Dtype, FeedForward, LayerNorm, Positions, apply, at_least_float32, keep_valid
+from ttm_jax.machine.layers import (
+    Dtype,
+    FeedForward,
+    LayerNorm,
+    Module,
+    Positions,
+    apply,
+    at_least_float32,
+    keep_valid,
+    standard_promotion,
+)
 from ttm_jax.machine.summarize import BOTTLENECK_DIM, SUMMARIZERS, make_summarizer, normalize_weights
 
 READS = SUMMARIZERS
@@ -21,6 +31,7 @@ WRITES = (*SUMMARIZERS, "erase_add", "concat", "none")
 NUM_WRITES = 8  # slots that erase-and-add selects softly a step (Scenic `TokenAddEraseWrite`)
 
 
+@standard_promotion()
 def concat_memory_input(
     memory_BxMxD: Float[Array, "B M D"], input_BxNxD: Float[Array, "B N D"]
 ) -> Float[Array, "B M+N D"]:
@@ -28,6 +39,7 @@ def concat_memory_input(
     return jnp.concatenate([memory_BxMxD, input_BxNxD], axis=1)
 
 
+@standard_promotion()
 def concat_for_write(
     memory_BxMxD: Float[Array, "B M D"],
     output_BxRxD: Float[Array, "B R D"],
@@ -43,6 +55,7 @@ def concat_write(memory_BxMxD: Float[Array, "B M D"], new_BxRxD: Float[Array, "B
     return concat_memory_input(memory_BxMxD, new_BxRxD.astype(memory_BxMxD.dtype))[:, -size:]
 
 
+@standard_promotion()
 def erase_and_add(
     memory_BxMxD: Float[Array, "B M D"],
     weights_BxWxM: Float[Array, "B W M"],
@@ -63,7 +76,7 @@ def _among_others(valid_BxN: jax.Array | None, before: int, after: int = 0) -> j
     return None if valid_BxN is None else jnp.pad(valid_BxN, ((0, 0), (before, after)), constant_values=True)
 
 
-class Read(nn.Module):
+class Read(Module):
     """Summary of [memory ; input] with location embeddings: R tokens [B, R, D]."""
 
     process_size: int
@@ -97,7 +110,7 @@ class Read(nn.Module):
         return summarizer(all_tokens, train, _among_others(valid_BxN, memory_BxMxD.shape[1]))
 
 
-class SummaryWrite(nn.Module):
+class SummaryWrite(Module):
     """The next memory, as a summary of [memory ; output ; input] with location embeddings."""
 
     kind: str = "mlp"
@@ -138,7 +151,7 @@ class SummaryWrite(nn.Module):
         return summarizer(all_tokens, train, valid)
 
 
-class EraseAddWrite(nn.Module):
+class EraseAddWrite(Module):
     """A soft selection of memory tokens to erase and to add to, as a Neural Turing Machine writes.
 
     The selection reads the memory. Erase and add vectors come from [output ; input]. All have location embeddings.
@@ -190,7 +203,7 @@ class EraseAddWrite(nn.Module):
         return added + 1.0
 
 
-class ConcatWrite(nn.Module):
+class ConcatWrite(Module):
     """Memory as a queue of the latest outputs, without parameters."""
 
     def __call__(
@@ -204,7 +217,7 @@ class ConcatWrite(nn.Module):
         return concat_write(memory_BxMxD, output_BxRxD)
 
 
-class NoWrite(nn.Module):
+class NoWrite(Module):
     """A write that leaves the memory as it is, so that every step reads the same memory; without parameters."""
 
     def __call__(

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from ttm_jax.machine.layers import Dtype, FeedForward, LayerNorm, MultiHeadAttention, Positions, apply
+from ttm_jax.machine.layers import Dtype, FeedForward, LayerNorm, Module, MultiHeadAttention, Positions, apply
 
 PROCESSING_UNITS = ("transformer", "mixer", "mlp")
 TOKEN_MIXING_DIM = 128  # hidden width of the Mixer's token-mixing MLP (Scenic)
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(Module):
     """Pre-norm attention and MLP, each with a residual (Scenic `Encoder1DBlock`): [B, R, D] to [B, R, D]."""
 
     num_heads: int = 4
@@ -33,7 +33,7 @@ class TransformerBlock(nn.Module):
         return x + FeedForward(self.mlp_dim, None, self.dropout_rate, **dtypes, name="mlp")(y, train)
 
 
-class TransformerStack(nn.Module):
+class TransformerStack(Module):
     """Location embeddings, L pre-norm blocks, then LayerNorm (Scenic `vit.Encoder`): [B, R, D] to [B, R, D]."""
 
     num_layers: int = 4
@@ -54,7 +54,7 @@ class TransformerStack(nn.Module):
         return LayerNorm(**dtypes, name="norm")(x)
 
 
-class MixerStack(nn.Module):
+class MixerStack(Module):
     """L Mixer blocks, then LayerNorm (Scenic). A block mixes tokens, then channels, each with a residual."""
 
     num_layers: int = 4
@@ -76,7 +76,7 @@ class MixerStack(nn.Module):
         return LayerNorm(**dtypes, name="norm")(x)
 
 
-class MLPStack(nn.Module):
+class MLPStack(Module):
     """L times LayerNorm and MLP on each token alone, then LayerNorm; without residuals, as in the original."""
 
     num_layers: int = 4

@@ -17,6 +17,7 @@ from ttm_jax.machine.layers import (
     Dtype,
     FeedForward,
     LayerNorm,
+    Module,
     MultiHeadAttention,
     apply,
     at_least_float32,
@@ -51,7 +52,7 @@ def pooling_summarize(tokens_BxNxD: Float[Array, "B N D"], k: int) -> Float[Arra
     return jnp.stack([tokens_BxNxD[:, start:stop].mean(axis=1) for start, stop in bounds], axis=1)
 
 
-class MLPSummarizer(nn.Module):
+class MLPSummarizer(Module):
     """TokenLearner 1.1 (Scenic `TokenLearnerModuleV11`): softmax over tokens of MLP(LayerNorm(tokens)).
 
     The weights come from the normalised tokens. They are applied to the tokens as they are. Without a valid token,
@@ -83,7 +84,7 @@ class MLPSummarizer(nn.Module):
         return self.mlp(self.norm(tokens_BxNxD), train)
 
 
-class QuerySummarizer(nn.Module):
+class QuerySummarizer(Module):
     """k learned latent queries that attend to the tokens (Scenic `TokenLearnerMHA`; no dropout, as there).
 
     Without a valid token, each summary is the bias of the attention's output.
@@ -103,7 +104,7 @@ class QuerySummarizer(nn.Module):
         return attention(queries_BxKxD, keep_valid(tokens_BxNxD, valid_BxN), valid_BxN=valid_BxN)
 
 
-class PoolingSummarizer(nn.Module):
+class PoolingSummarizer(Module):
     """Average pooling to k tokens, without parameters. A summary that covers no valid token is zeros."""
 
     k: int

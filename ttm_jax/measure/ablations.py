@@ -229,6 +229,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return fail(parser, error)
     except TrainingFailed as error:
         return fail(parser, error, 1)
+    except BrokenPipeError:
+        raise  # no one reads what is printed
     except OSError as error:
         return fail(parser, f"{error.filename}: {error.strerror}")
     except KeyboardInterrupt:

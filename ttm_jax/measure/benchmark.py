@@ -1,6 +1,7 @@
 """Measurements of this machine: what it is, what it can do, and what the Token Turing Machine makes of it."""
 
 import argparse
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def make_parser() -> Parser:
         "what was measured with others is replaced",
     )  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="under a minute; written only where --out is given")
+    parser.add_argument("--json", action="store_true", help="print one JSON object in place of tables")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help=f"of the results, a file a device (default: {OUT})")
     parser.set_defaults(key="operations")
     return parser
@@ -90,7 +92,8 @@ def _measure(args: argparse.Namespace) -> int:
             results.check_result(folder, head)
     if args.profile:
         results.check_folder("--profile", args.profile)
-    console, module = Console(), results.SECTIONS[args.key]
+    console, module = Console(quiet=args.json), results.SECTIONS[args.key]
+    shown: dict[str, Any] = {}
     for device, head in found:
         for fact in page.machine(head).rows:
             console.print(": ".join(fact), highlight=False, soft_wrap=True)
@@ -103,6 +106,7 @@ def _measure(args: argparse.Namespace) -> int:
             options["cases"] = cases_of(args.steps)
         with show_progress() as progress:
             section = results.section_of(device, args.quick, module.measure(device, progress, **options))
+        shown[head["name"]] = {**head, args.key: section}
         for table in module.tables(section):
             console.print(table.to_rich())
         written = []
@@ -114,6 +118,8 @@ def _measure(args: argparse.Namespace) -> int:
             written += sorted((args.profile / device.platform).glob("**/perfetto_trace.json.gz"))
         for path in written:
             console.print(f"written: {path}", highlight=False, soft_wrap=True)
+    if args.json:
+        print(json.dumps(shown))
     return 0
 
 

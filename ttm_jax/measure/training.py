@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -143,8 +143,8 @@ def _steps_of_the_loop(config: Config, steps: int) -> Generator[Function]:
                 next(stepped)
             return engine.newest  # the loop has only dispatched it
 
-        yield take_steps
-        events.close()
+        with closing(events):  # where the measuring ends by an error, too
+            yield take_steps
 
 
 def tables(section: dict[str, Any]) -> list[Table]:

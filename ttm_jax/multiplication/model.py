@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from ttm_jax.machine.layers import LayerNorm, at_least_float32
+from ttm_jax.machine.layers import LayerNorm, Module, at_least_float32
 from ttm_jax.machine.machine import TokenTuringMachine
 from ttm_jax.machine.processing import TransformerBlock
 from ttm_jax.multiplication.config import ModelConfig
@@ -101,7 +101,7 @@ def apply_eos_masking(logits_BxSxV: Float[Array, "B S V"], has_eos_BxS: Bool[Arr
     return apply_eos_boost(apply_digit_mask(logits_BxSxV, mask_BxS), mask_BxS)
 
 
-class OutputHead(nn.Module):
+class OutputHead(Module):
     """Tokens [..., D] to logits [..., 13]: two GELU layers, then digits and EOS; padding is never the answer."""
 
     config: ModelConfig
@@ -138,7 +138,7 @@ def make_machine(config: ModelConfig, name: str | None = None) -> TokenTuringMac
     )
 
 
-class TTMModel(nn.Module):
+class TTMModel(Module):
     """Multiplies: input tokens [B, S] (int) to logits [B, S, 13] of the product, least significant digit first.
 
     model = TTMModel(config.model)

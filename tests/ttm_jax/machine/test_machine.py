@@ -453,7 +453,25 @@ def test_a_mask_in_the_place_of_train_is_named(case, tokens):
         step.init(jax.random.key(0), jnp.zeros((B, M, D)), tokens[:, 0], mask[:, 0])
 
 
-@pytest.mark.parametrize("variables", [{}, {"params": {}}, {"params": {"machine": {"initial_memory": 0}}}, None])
+@pytest.mark.parametrize("train", [0, 1, np.bool_(True), np.array(False)])
+def test_what_is_as_good_as_a_bool_may_be_train(train, tokens):
+    machine = CASES["simple-transformer"].clone(dropout_rate=0.5)
+    streams = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    jaxpr = jax.make_jaxpr(lambda tokens: machine.init_with_output(streams, tokens, train=train)[0])
+    as_bool = jax.make_jaxpr(lambda tokens: machine.init_with_output(streams, tokens, train=bool(train))[0])
+    assert str(jaxpr(tokens)) == str(as_bool(tokens))
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"params": {}},
+        {"params": {"machine": {"initial_memory": 0}}},
+        {"params": {"initial_memory": None, "step": {"process": {"norm": {"scale": [1.0]}}}}},
+        None,
+    ],
+)
 @pytest.mark.parametrize("learned", [True, False])
 def test_the_initial_memory_of_other_variables_is_refused(variables, learned):
     with pytest.raises(ValueError, match=f"params/{'initial_memory' if learned else 'step'}"):

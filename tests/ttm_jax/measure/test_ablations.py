@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ttm_jax.ablations import main as door
 from ttm_jax.files import FileError
 from ttm_jax.measure import ablations
 from ttm_jax.measure.ablations import main
@@ -85,6 +86,12 @@ def test_the_table_has_mean_and_range_of_the_seeds(finished, folders, tmp_path, 
 def test_one_seed_has_no_range(finished, folders, capsys):
     assert main(["--only", REFERENCE, "--seeds", "1", *folders]) == 0
     assert "| reference | 327,561 | 1 | 90.0 | 90.0 |" in capsys.readouterr().out
+
+
+def test_a_reader_that_goes_away_is_no_fault_of_a_file(folders, unread, capsys):
+    with unread("stdout"):
+        assert door(["--list", *folders]) == 141
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("name", STUDIES)

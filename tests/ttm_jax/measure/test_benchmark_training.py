@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -11,6 +12,7 @@ from ttm_jax.measure import benchmark, training, workload
 from ttm_jax.measure.ceilings import CeilingSizes
 from ttm_jax.measure.profile import Work, instructions, place
 from ttm_jax.measure.report import median, percent, scaled, times
+from ttm_jax.training import loop
 from ttm_jax.training.config import override
 
 CEILING = CeilingSizes(16, 4096)
@@ -79,6 +81,29 @@ def test_tables(section):
     assert all(
         len(cells) == len(table.headings) for table in (step, reached, shares, costliest) for cells in table.rows
     )
+
+
+def test_where_the_measuring_fails_the_loop_is_ended(tiny_config, monkeypatch):
+    ended = []
+
+    def endless(*arguments):
+        try:
+            while True:
+                yield loop.Stepped(1, None)
+        finally:
+            ended.append("the loop")
+
+    def fail(functions, turns):
+        functions["in_loop"]()
+        raise FloatingPointError
+
+    program = SimpleNamespace(memory=None, bind=lambda *arguments: lambda: None)
+    monkeypatch.setattr(training, "training_program", lambda *arguments: program)
+    monkeypatch.setattr(training, "time_interleaved", fail)
+    monkeypatch.setattr(loop, "train", endless)
+    with pytest.raises(FloatingPointError) as failure:
+        measure(tiny_config)
+    assert ended == ["the loop"], failure  # whose traceback keeps alive what is not closed
 
 
 def test_what_a_step_could_reach():
