@@ -9,7 +9,7 @@ from typing import Any
 
 from ttm_jax.cli import Parser, fail
 from ttm_jax.files import FileError, read_json
-from ttm_jax.measure import compare, studies, training, unrolled
+from ttm_jax.measure import compare, studies, text as text_models, training, unrolled
 from ttm_jax.measure.report import (
     NOT_MEASURED,
     markdown_table,
@@ -19,6 +19,7 @@ from ttm_jax.measure.report import (
     planned_memory,
     put_block,
     ratio,
+    scaled,
     times,
     write_changed,
 )
@@ -291,23 +292,64 @@ def history(results: Results) -> str:
 
 def text(results: Results) -> str:
     """Write what the shipped text checkpoints reach, in a sentence each."""
-    found, recall = results.evaluations("text")[-1], results("text/recall")["recall"]
+    found, recall = results("text/evaluation")["carried"], results("text/recall")["recall"]
     distances = ", ".join(f"{_share(counts):.0f} % over {n} segments" for n, counts in recall.items())
     return f"""The checkpoint `text` needs {found["bits_per_byte"]:.2f} bits per byte of held-out sources of Python.
 `text_recall` recalls a fact of the first segment: {distances}."""
 
 
 def bits_per_byte(results: Results) -> str:
-    """Write bits per byte of the shipped text checkpoint, with its history and without, as training measured them."""
-    found = results.evaluations("text")[-1]
-    low, high = found["worth_interval_95"]
-    rows = [
-        ["history carried", f"{found['bits_per_byte']:.3f}"],
-        ["history reset at each segment", f"{found['bits_per_byte_reset']:.3f}"],
-        ["the difference (95 % interval over documents)", f"{low:.3f} - {high:.3f}"],
-    ]
-    table = markdown_table(["", "bits per byte"], rows)
-    return f"{table}\n\nThe beginnings of {found['documents']} held-out files, {found['bytes']:,} bytes."
+    """Write bits per byte of the shipped text checkpoint on whole held-out documents."""
+    found = results("text/evaluation")
+
+    def row(name: str, value: dict[str, Any], form: str = ".3f") -> list[str]:
+        low, high = value["interval_95"]
+        return [name, f"{value['bits_per_byte']:{form}} ({low:{form}} to {high:{form}})"]
+
+    rows = [row("history carried", found["carried"]), row("reset at each segment", found["reset"])]
+    rows += [[name, f"{bits:.3f}"] for name, bits in found["compressors"].items()]
+    rows += [row(f"lost where history is cut to {n} segments", cut, "+.3f") for n, cut in found["reach"].items()]
+    for name, value in found["repeats"].items():
+        what = "words that come again from beyond the windows" if name == "repeats" else "all other bytes"
+        rows += [row(f"{what}: history carried", value["carried"]), row(f"{what}: cut to the windows", value["window"])]
+        rows.append(row(f"{what}: what memory is worth", value["worth"], "+.3f"))
+    table = markdown_table(["", "bits per byte (95 % interval)"], rows)
+    return f"{table}\n\n{found['documents']} held-out files, {found['bytes']:,} bytes, of {found['corpus']}."
+
+
+def configurations(results: Results) -> str:
+    """Write what the text configs cost, and how many tokens a second each device trains, reads and writes."""
+    rows = []
+    for device in results.devices("text"):
+        for row in device["text"]["rows"]:
+            name = f"`{Path(row['config']).stem}`, {text_models.LABELS[row['kind']]}"
+            costs = [f"{row['parameters'] / 1e6:.1f} M", scaled(row["decoding_bytes"], "B")]
+            speeds = [_speed(row[form]) for form in ("training", "reading", "writing")]
+            of_product = percent(row["training"].get("flops_fraction"))
+            rows.append([device["name"], name, *costs, *speeds, of_product])
+    headings = ["", "", "parameters", "read for a token", "trained", "read", "written", "of a large product"]
+    return markdown_table(headings, rows) if rows else f"{NOT_MEASURED.capitalize()} yet."
+
+
+def contexts(results: Results) -> str:
+    """Write tokens a second after short and long contexts, beside a Transformer that attends to all of them."""
+    rows = []
+    for device in results.devices("text"):
+        for row in device["text"]["contexts"]["rows"]:
+            found = [row["models"][kind] for kind in text_models.LABELS]
+            cells = [cell for model in found for cell in (_speed(model), scaled(model["state_bytes"], "B"))]
+            rows.append([device["name"], f"{row['context']:,}", *cells])
+    labels = text_models.LABELS.values()
+    headings = ["", "after tokens", *(cell for label in labels for cell in (f"{label}: tokens/s", "state"))]
+    return markdown_table(headings, rows) if rows else f"{NOT_MEASURED.capitalize()} yet."
+
+
+def _speed(found: dict[str, Any]) -> str:
+    """Write tokens a second, and of training and reading what was predicted over it."""
+    if "tokens_per_s" not in found:
+        return NOT_MEASURED
+    speed, predicted = found["tokens_per_s"], found.get("predicted_tokens_per_s")
+    return f"{speed:,.0f}" + ("" if predicted is None else f" ({times(predicted / speed)})")
 
 
 def recall(results: Results) -> str:
@@ -324,7 +366,7 @@ PAGES: dict[str, tuple[Callable[[Results], str], ...]] = {
     "docs/parity.md": (parity,),
     "docs/training.md": (memory,),
     "docs/performance.md": (training_step, batch_size, unrolled_steps, history),
-    "docs/text.md": (bits_per_byte, recall),
+    "docs/text.md": (bits_per_byte, recall, configurations, contexts),
     "results/default/README.md": (runs, candidates),
     "results/quick_variants.md": (two_commits,),
     "results/larger_operands.md": (tried, grid, digits, causes),

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn, struct
 
-from ttm_jax.machine.layers import LayerNorm
+from ttm_jax.machine.layers import LayerNorm, Module
 from ttm_jax.machine.machine import TokenTuringMachine
 from ttm_jax.text.attention import Keys, WindowBlock
 from ttm_jax.text.config import ModelConfig
@@ -56,7 +56,7 @@ class Place(struct.PyTreeNode):
     context: tuple[Keys, ...]
 
 
-class TransformerLanguageModel(nn.Module):
+class TransformerLanguageModel(Module):
     """A decoder with an exact sliding window of N tokens in each layer, and nothing beyond it.
 
         logits_BxTxNxV, state = model.apply(variables, tokens_BxTxN, state)

@@ -9,12 +9,15 @@ from flax import linen as nn
 
 import ttm_jax
 from ttm_jax.machine.layers import LayerNorm
+from ttm_jax.text import config as text
 
 SIZES = dict(memory_size=4, process_size=3, num_layers=1, mlp_dim=8, num_heads=2)
 MODEL = ttm_jax.ModelConfig(width=16, dtype="bfloat16", carry_head=True, **SIZES)
+TEXT = text.ModelConfig(width=16, segment=6, num_heads=2, mlp_dim=8, memory_size=4, process_size=3, dtype="bfloat16")
 # Memory in float32, and tokens in bfloat16.
 M, N = (jax.ShapeDtypeStruct((2, *shape), dtype) for shape, dtype in (((4, 16), "float32"), ((6, 16), "bfloat16")))
 BY_STEP = jax.ShapeDtypeStruct((2, 3, 6, 16), "bfloat16")
+SEGMENTS = jax.ShapeDtypeStruct((2, 3, 6), "int32")
 PROBLEMS = jax.ShapeDtypeStruct((2, 12), "int32")
 W, D = (jax.ShapeDtypeStruct((2, 5, size), "float32") for size in (4, 16))
 write, write_module = partial(ttm_jax.write_operation, num_heads=2), partial(ttm_jax.make_write, num_heads=2)
@@ -39,6 +42,8 @@ MODULES = {
     "OutputHead": (ttm_jax.OutputHead(MODEL), N),
     "TTMModel": (ttm_jax.TTMModel(MODEL), PROBLEMS),
     "DirectTransformer": (ttm_jax.DirectTransformer(MODEL), PROBLEMS),
+    "TTMLanguageModel": (ttm_jax.TTMLanguageModel(TEXT, 11), SEGMENTS),
+    "TransformerLanguageModel": (ttm_jax.TransformerLanguageModel(TEXT, 11), SEGMENTS),
 }
 # Of a module's parameters, or without any.
 FUNCTIONS = {
@@ -63,9 +68,7 @@ def test_all_public_modules_are_here():
     public = {
         name
         for name in ttm_jax.__all__
-        if inspect.isclass(value := getattr(ttm_jax, name))
-        and issubclass(value, nn.Module)
-        and not value.__module__.startswith("ttm_jax.text")
+        if inspect.isclass(value := getattr(ttm_jax, name)) and issubclass(value, nn.Module)
     }
     assert public <= MODULES.keys()
 
